@@ -1,0 +1,325 @@
+package router
+
+import (
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// Config is a whole configuration, parsed and checked: what internal/config
+// makes of a TOML file, or what a program that embeds the router fills in. The
+// toml tags are the grammar: a key that no field here has is an error. The
+// zero Config is valid: a router without interfaces.
+//
+// A Config is not changed once it was given to New or Reload.
+type Config struct {
+	File string `toml:"-"` // the file it was read from; "" for an embedded one
+
+	Router     RouterConfig      `toml:"router"`
+	Control    ControlConfig     `toml:"control"`
+	Interfaces []InterfaceConfig `toml:"interface"`
+	Routes     []RouteConfig     `toml:"route"`
+	Rules      []RuleConfig      `toml:"rule"` // policy routing
+	IPTables   RulesetConfig     `toml:"iptables"`
+	IP6Tables  RulesetConfig     `toml:"ip6tables"`
+	Services   []ServiceConfig   `toml:"service"`
+	Sysctl     []SysctlConfig    `toml:"sysctl"` // in the file's order
+}
+
+// Position is a place in a text file. Line and Column count from 1, columns in bytes.
+type Position struct {
+	File         string
+	Line, Column int
+}
+
+// String is "file:line:column", as far as it is known.
+func (p Position) String() string {
+	switch {
+	case p.Line == 0:
+		return p.File
+	case p.Column == 0:
+		return fmt.Sprintf("%s:%d", p.File, p.Line)
+	}
+	return fmt.Sprintf("%s:%d:%d", p.File, p.Line, p.Column)
+}
+
+// RouterConfig is the table [router].
+type RouterConfig struct {
+	Workers  int           `toml:"workers"`   // packet workers; 0: one per CPU
+	BusyPoll time.Duration `toml:"busy_poll"` // how long a worker spins before it sleeps; 0: it sleeps at once
+}
+
+// ControlConfig is the table [control].
+type ControlConfig struct {
+	Socket string `toml:"socket"` // path of the control socket; "": sluice.sock in the runtime directory
+}
+
+// Interface types.
+const (
+	TypeTUN  = "tun"
+	TypePcap = "pcap"
+)
+
+// InterfaceConfig is one [[interface]].
+type InterfaceConfig struct {
+	Pos       Position       `toml:"-"`
+	Name      string         `toml:"name"`      // 1 to 15 bytes; what -i and -o match
+	Type      string         `toml:"type"`      // TypeTUN (the default) or TypePcap
+	Addresses []netip.Prefix `toml:"addresses"` // the router's own, host bits kept
+	MTU       int            `toml:"mtu"`       // bytes; default 1500
+	Queues    int            `toml:"queues"`    // TUN queues; 0: one per worker
+	Offload   bool           `toml:"offload"`   // virtio-net header, TSO and USO; default true
+	Owner     Owner          `toml:"owner"`     // who may attach to the TUN device
+	Read      string         `toml:"read"`      // pcap: frames that arrive; "": none
+	Write     string         `toml:"write"`     // pcap: where leaving frames go; "": nowhere
+	Host      *HostConfig    `toml:"host"`      // the kernel's end; nil: left as it is
+}
+
+// Owner is a user that may attach to a device.
+type Owner struct {
+	Name string // as written: a name or a number; "": nobody in particular
+	UID  uint32 // valid if Name is not ""
+}
+
+// HostConfig is [interface.host]: the kernel's end of a TUN device.
+type HostConfig struct {
+	Pos       Position       `toml:"-"`
+	NetNS     string         `toml:"netns"` // a name under /run/netns, or a path; "": the process' own
+	Addresses []netip.Prefix `toml:"addresses"`
+	Routes    []HostRoute    `toml:"routes"`
+	MTU       int            `toml:"mtu"` // bytes; 0: the interface's
+}
+
+// NetNSPath is the path of the namespace's file, "" for the process' own.
+func (h *HostConfig) NetNSPath() string {
+	if h == nil {
+		return ""
+	}
+	if h.NetNS == "" || strings.ContainsRune(h.NetNS, '/') {
+		return h.NetNS
+	}
+	return filepath.Join("/run/netns", h.NetNS)
+}
+
+// HostRoute is a route of the kernel's end, written as for `ip route add`.
+type HostRoute struct {
+	Text   string       // as written
+	To     netip.Prefix // masked
+	Via    netip.Addr   // invalid: directly over the device
+	Src    netip.Addr   // preferred source; invalid: the kernel's choice
+	Metric int          // 0: the kernel's default
+}
+
+// Route types, with the words of `ip route`.
+const (
+	RouteUnicast     = "unicast"
+	RouteBlackhole   = "blackhole"
+	RouteUnreachable = "unreachable"
+	RouteProhibit    = "prohibit"
+)
+
+// Routing tables with a name.
+const (
+	TableDefault = 253
+	TableMain    = 254
+	TableLocal   = 255
+)
+
+// RouteConfig is one [[route]].
+type RouteConfig struct {
+	Pos    Position     `toml:"-"`
+	To     netip.Prefix `toml:"to"`     // masked; "default" is 0.0.0.0/0 or ::/0, by Via
+	Via    netip.Addr   `toml:"via"`    // invalid: on link
+	Dev    string       `toml:"dev"`    // always set for a unicast route: filled in from Via where the file leaves it out
+	Table  uint32       `toml:"table"`  // default TableMain
+	Metric uint32       `toml:"metric"` // lower wins
+	Type   string       `toml:"type"`   // RouteUnicast (the default) …
+	Src    netip.Addr   `toml:"src"`    // preferred source of the router's own packets; invalid: chosen as Linux does
+}
+
+// RuleConfig is one [[rule]]: policy routing, as `ip rule`. Rules are met in
+// order of Priority; 0 (local), 32766 (main) and 32767 (default) are there already.
+type RuleConfig struct {
+	Pos      Position     `toml:"-"`
+	Priority uint32       `toml:"priority"` // default: below the lowest so far, from 32765 down, as `ip rule add`
+	From     netip.Prefix `toml:"from"`     // invalid: any
+	To       netip.Prefix `toml:"to"`       // invalid: any
+	IIF      string       `toml:"iif"`      // "": any; "lo": the router's own packets
+	FWMark   MarkMatch    `toml:"fwmark"`
+	Table    uint32       `toml:"table"`  // 0: Type says what happens
+	Type     string       `toml:"type"`   // RouteUnicast (the default: look in Table) …
+	Family   uint8        `toml:"family"` // 4 or 6; 0: both, where From and To leave it open
+}
+
+// MarkMatch is a firewall mark under a mask; Mask 0 matches everything.
+type MarkMatch struct{ Value, Mask uint32 }
+
+// RulesetConfig is [iptables] or [ip6tables]. Restore files are loaded first,
+// in order, as if all were one iptables-restore --noflush into an empty ruleset;
+// then each table's policies and rules.
+type RulesetConfig struct {
+	Restore  []RestoreFile `toml:"restore"`
+	Raw      TableConfig   `toml:"raw"`
+	Mangle   TableConfig   `toml:"mangle"`
+	NAT      TableConfig   `toml:"nat"`
+	Filter   TableConfig   `toml:"filter"`
+	Security TableConfig   `toml:"security"`
+}
+
+// Tables gives the tables in the order that a packet meets them.
+func (r *RulesetConfig) Tables() []NamedTable {
+	return []NamedTable{{"raw", &r.Raw}, {"mangle", &r.Mangle}, {"nat", &r.NAT}, {"filter", &r.Filter}, {"security", &r.Security}}
+}
+
+// NamedTable is a table under its iptables name.
+type NamedTable struct {
+	Name string
+	*TableConfig
+}
+
+// TableConfig is [iptables.TABLE].
+type TableConfig struct {
+	Policy []PolicyConfig `toml:"policy"`
+	Rules  []RuleLine     `toml:"rules"`
+}
+
+// PolicyConfig is one entry of policy = { … }.
+type PolicyConfig struct {
+	Pos    Position
+	Chain  string
+	Target string // ACCEPT or DROP
+}
+
+// RuleLine is one element of rules = [ … ]: an iptables command line without
+// the program's name and without -t.
+type RuleLine struct {
+	Pos  Position
+	Text string
+	Args []Arg
+}
+
+// Arg is one argument of a RuleLine, quotes removed, and where it starts.
+type Arg struct {
+	Pos  Position
+	Text string
+}
+
+// Argv is the line's arguments as text.
+func (l *RuleLine) Argv() []string {
+	out := make([]string, len(l.Args))
+	for i, a := range l.Args {
+		out[i] = a.Text
+	}
+	return out
+}
+
+// RestoreFile is a file in iptables-save format, already read.
+type RestoreFile struct {
+	Pos  Position // of the name in the configuration
+	Path string   // absolute, or relative to the working directory
+	Text []byte
+}
+
+// ScriptLine is one line of a ruleset as iptables-restore reads it.
+type ScriptLine struct {
+	Pos  Position
+	Text string
+	Args []Arg // of a line that came from rules = [ … ]; nil otherwise
+}
+
+// Script is the ruleset as one input of iptables-restore --noflush, line by
+// line, each with the place it came from. nil if there is none.
+func (r *RulesetConfig) Script() []ScriptLine {
+	var out []ScriptLine
+	for _, f := range r.Restore {
+		for i, line := range strings.Split(strings.TrimSuffix(string(f.Text), "\n"), "\n") {
+			out = append(out, ScriptLine{Pos: Position{File: f.Path, Line: i + 1, Column: 1}, Text: strings.TrimSuffix(line, "\r")})
+		}
+	}
+	for _, t := range r.Tables() {
+		if len(t.Policy) == 0 && len(t.Rules) == 0 {
+			continue
+		}
+		var at Position
+		if len(t.Policy) > 0 {
+			at = t.Policy[0].Pos
+		} else {
+			at = t.Rules[0].Pos
+		}
+		out = append(out, ScriptLine{Pos: at, Text: "*" + t.Name})
+		for _, p := range t.Policy {
+			out = append(out, ScriptLine{Pos: p.Pos, Text: ":" + p.Chain + " " + p.Target + " [0:0]"})
+		}
+		for i := range t.Rules {
+			out = append(out, ScriptLine{Pos: t.Rules[i].Pos, Text: t.Rules[i].Text, Args: t.Rules[i].Args})
+		}
+		out = append(out, ScriptLine{Pos: at, Text: "COMMIT"})
+	}
+	return out
+}
+
+// Service types.
+const (
+	ServiceEcho    = "echo"
+	ServiceDiscard = "discard"
+	ServiceHTTP    = "http"
+)
+
+// ServiceConfig is one [[service]]: a local socket on the router itself.
+type ServiceConfig struct {
+	Pos    Position `toml:"-"`
+	Type   string   `toml:"type"`
+	Listen []Listen `toml:"listen"`
+	UID    uint32   `toml:"uid"` // what the owner match sees; default 0
+	GID    uint32   `toml:"gid"`
+}
+
+// Listen is a listening address, written "tcp://10.0.1.1:7".
+type Listen struct {
+	Network string         // "tcp" or "udp"
+	Addr    netip.AddrPort // the unspecified address: all of the router's
+}
+
+func (l Listen) String() string { return l.Network + "://" + l.Addr.String() }
+
+// SysctlConfig is one entry of [sysctl].
+type SysctlConfig struct {
+	Pos   Position
+	Name  string // "net.ipv4.ip_forward"
+	Value string
+}
+
+// Defaults for what a configuration leaves out.
+const (
+	DefaultMTU     = 1500
+	MaxNameLen     = 15    // IFNAMSIZ less the NUL
+	MaxQueues      = 256   // the TUN driver's limit
+	MaxWorkers     = 256   // one queue per worker must exist
+	MinMTU4        = 68    // RFC 791
+	MinMTU6        = 1280  // RFC 8200 section 5
+	MaxMTU         = 65535 // bytes of a network packet
+	RulePriorities = 32766 // first priority that `ip rule add` gives is one less
+)
+
+// SetDefaults fills in what an [[interface]] has before its keys are read.
+func (c *InterfaceConfig) SetDefaults() {
+	c.Type, c.MTU, c.Offload = TypeTUN, DefaultMTU, true
+}
+
+// SetDefaults fills in what a [[route]] has before its keys are read.
+func (c *RouteConfig) SetDefaults() { c.Table, c.Type = TableMain, RouteUnicast }
+
+// SetDefaults fills in what a [[rule]] has before its keys are read.
+func (c *RuleConfig) SetDefaults() { c.Type = RouteUnicast }
+
+// Interface finds an interface by name, nil if there is none.
+func (c *Config) Interface(name string) *InterfaceConfig {
+	for i := range c.Interfaces {
+		if c.Interfaces[i].Name == name {
+			return &c.Interfaces[i]
+		}
+	}
+	return nil
+}
