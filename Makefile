@@ -1,0 +1,39 @@
+# Everything starts here: `make demo` shows sluice at work, `make test` proves it.
+GO      ?= go
+VERSION := $(shell git describe --always --dirty 2>/dev/null || echo dev)
+export CGO_ENABLED = 0
+
+.PHONY: build test demo bench fuzz lint race clean deps
+
+build: ## the one static binary
+	$(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o sluice ./cmd/sluice
+
+deps: ## what the tests and the demo use, from Debian's packages where that may be done
+	@sh e2e/deps.sh
+
+demo: build deps ## real programs through a real router, explained
+	@bash e2e/demo.sh
+
+test: build deps ## every test; ends with the counts, skips with their reasons
+	@$(GO) test -timeout 20m -json ./... | $(GO) run ./internal/testreport
+
+race: ## the unit tests under the race detector
+	CGO_ENABLED=1 $(GO) test -race -timeout 20m ./packet/... ./conntrack/... ./nat/... ./tables/... ./netstack/... ./router/... ./internal/...
+
+bench: ## the in-memory pipeline and its parts
+	$(GO) test -run '^$$' -bench . -benchmem ./bench/... ./packet/... ./conntrack/... ./nat/... ./tables/...
+
+FUZZTIME ?= 60s
+fuzz: ## each fuzz target for FUZZTIME
+	@set -e; grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u | while read -r d; do \
+	  for f in $$(grep -ho '^func Fuzz[A-Za-z0-9_]*' $$d/*_test.go | sed 's/^func //'); do \
+	    echo "== $$d $$f"; $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$d; \
+	  done; done
+
+lint: ## vet, formatting, staticcheck
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo 'gofmt: run gofmt -w on these'; exit 1; }
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+
+clean:
+	rm -f sluice

@@ -1,0 +1,292 @@
+package router
+
+import (
+	"sluice/hooks"
+	"sluice/netstack"
+	"sluice/packet"
+)
+
+// This file is a packet's way, from top to bottom: receive, PREROUTING, the
+// routing decision, INPUT or FORWARD, POSTROUTING, out; and OUTPUT for packets
+// of the router's own. Order and conditions are Linux's ip_rcv, ip_forward and
+// ip_output. Every function ends the packet: sent, delivered, or dropped with
+// p.Reason set and false returned.
+
+// receive takes a frame that came in through an interface (or looped back
+// through lo) to its end, then sends what the router made on the way.
+func (w *worker) receive(p *packet.Packet) {
+	if !w.prerouting(p) {
+		w.countDrop(p)
+	}
+	// What the router made because of p (an ICMP error, a reset) may hold p's
+	// unconfirmed connection: it goes out before that is released.
+	w.settle()
+	w.ct.Release(p)
+}
+
+func (w *worker) prerouting(p *packet.Packet) bool {
+	if p.Flags&packet.Loopback == 0 {
+		if p.Reason = p.Parse(); p.Reason != 0 {
+			w.parameterProblem(p)
+			return false
+		}
+	}
+	if done, ok := w.run(hooks.Prerouting, p); done {
+		return ok
+	}
+	return w.routeIn(p)
+}
+
+// run takes p through a hook. done: it went no further than the hook.
+func (w *worker) run(h hooks.Hook, p *packet.Packet) (done, ok bool) {
+	switch hooks.Run(w.stages[h], p) {
+	case hooks.Accept:
+		return false, true
+	case hooks.Stolen:
+		return true, true
+	}
+	return true, false
+}
+
+// routeIn is the routing decision for a packet from outside.
+func (w *worker) routeIn(p *packet.Packet) bool {
+	if p.Family == packet.IPv4 && p.Is(packet.Options) && !w.receiveOptions(p) {
+		return false
+	}
+	var rt netstack.Route
+	if p.Reason = w.r.fib.Input(p, &rt); p.Reason != 0 {
+		return false
+	}
+	switch rt.Type {
+	case netstack.RouteLocal, netstack.RouteBroadcast, netstack.RouteAnycast:
+		return w.input(p)
+	case netstack.RouteMulticast:
+		if w.r.fib.MulticastMember(p) {
+			return w.input(p)
+		}
+		return drop(p, reasonMulticast)
+	case netstack.RouteUnicast:
+		setRoute(p, &rt)
+		return w.forward(p)
+	}
+	return w.noRoute(p, &rt)
+}
+
+// noRoute answers a packet whose route is an error (ip_error, ip6_pkt_drop).
+func (w *worker) noRoute(p *packet.Packet, rt *netstack.Route) bool {
+	v4 := p.Family == packet.IPv4
+	switch rt.Type {
+	case netstack.RouteBlackhole:
+		return drop(p, reasonBlackhole)
+	case netstack.RouteProhibit:
+		w.icmpError(p, pick(v4, 3, 1), pick(v4, 13, 1), 0)
+		return drop(p, reasonProhibit)
+	case netstack.RouteUnreachable:
+		w.icmpError(p, pick(v4, 3, 1), pick(v4, 1, 0), 0)
+		return drop(p, reasonUnreachable)
+	}
+	w.icmpError(p, pick(v4, 3, 1), 0, 0)
+	return drop(p, reasonNoRoute)
+}
+
+// input delivers to the router's own sockets.
+func (w *worker) input(p *packet.Packet) bool {
+	if done, ok := w.run(hooks.Input, p); done {
+		return ok
+	}
+	if !w.r.local.Deliver(p) {
+		return drop(p, reasonLocalFull)
+	}
+	w.delivered++
+	return true
+}
+
+// forward passes a packet on: TTL, MTU, FORWARD, then out.
+func (w *worker) forward(p *packet.Packet) bool {
+	v4 := p.Family == packet.IPv4
+	if !w.r.fib.Forwarding(p.In, p.Family) {
+		return drop(p, reasonForwardingOff)
+	}
+	if p.TTL() <= 1 {
+		w.icmpError(p, pick(v4, 11, 3), 0, 0)
+		return drop(p, reasonTTL)
+	}
+	if !v4 {
+		if r := w.scope6(p); r != 0 {
+			return drop(p, r)
+		}
+	}
+	if tooBig(p, mtuOf(p)) {
+		w.icmpError(p, pick(v4, 3, 2), pick(v4, 4, 0), uint32(mtuOf(p)))
+		return drop(p, reasonTooBig)
+	}
+	if v4 && p.In == p.Out {
+		w.redirect(p)
+	}
+	p.SetTTL(p.TTL() - 1)
+	if done, ok := w.run(hooks.Forward, p); done {
+		return ok
+	}
+	if v4 && p.Is(packet.Options) {
+		w.forwardOptions(p)
+	}
+	w.forwarded++
+	return w.postrouting(p)
+}
+
+// output sends a packet of the router's own: its sockets', or an answer that
+// the router made. p is not parsed yet unless it is a reset or an ICMP error.
+func (w *worker) output(p *packet.Packet) bool {
+	p.Flags |= packet.Local
+	p.In = nil
+	if !w.routeOut(p) {
+		return false
+	}
+	if done, ok := w.run(hooks.Output, p); done {
+		return ok
+	}
+	return w.postrouting(p)
+}
+
+// routeOut is the routing decision for a packet of the router's own.
+func (w *worker) routeOut(p *packet.Packet) bool {
+	var rt netstack.Route
+	w.r.fib.Output(p, &rt)
+	switch rt.Type {
+	case netstack.RouteUnicast, netstack.RouteLocal, netstack.RouteBroadcast, netstack.RouteMulticast:
+		setRoute(p, &rt)
+		return true
+	case netstack.RouteBlackhole:
+		return drop(p, reasonBlackhole)
+	case netstack.RouteProhibit:
+		return drop(p, reasonProhibit)
+	case netstack.RouteUnreachable:
+		return drop(p, reasonUnreachable)
+	}
+	return drop(p, reasonNoRoute)
+}
+
+// postrouting is the last hook, then fragmentation and the device.
+func (w *worker) postrouting(p *packet.Packet) bool {
+	if done, ok := w.run(hooks.Postrouting, p); done {
+		return ok
+	}
+	if p.Out == w.r.lo {
+		return w.loopback(p)
+	}
+	mtu := mtuOf(p)
+	if p.GSO.Type != packet.GSONone {
+		if segmentLen(p) <= mtu {
+			return w.transmit(p)
+		}
+		return w.segment(p, mtu)
+	}
+	if p.Len() > mtu || p.FragMax != 0 && p.Len() > int(p.FragMax) {
+		return w.fragment(p, mtu)
+	}
+	return w.transmit(p)
+}
+
+// loopback brings a packet to one of the router's own addresses back in through lo.
+func (w *worker) loopback(p *packet.Packet) bool {
+	if p.Is(packet.Loopback) {
+		return drop(p, reasonLoop)
+	}
+	p.CompleteChecksum()
+	p.Flags = p.Flags&^packet.Local | packet.Loopback | packet.L4ChecksumOK
+	p.In, p.Out = w.r.lo, nil
+	return w.prerouting(p)
+}
+
+// fragment splits a packet to the MTU (ip_fragment, ip6_fragment). A packet that
+// came in fragments leaves in fragments no larger than the largest of those.
+func (w *worker) fragment(p *packet.Packet, mtu int) bool {
+	v4 := p.Family == packet.IPv4
+	if v4 && p.Is(packet.DontFragment) && (p.FragMax == 0 || int(p.FragMax) > mtu) && !p.Is(packet.Loopback) {
+		w.icmpError(p, 3, 4, uint32(mtu))
+		return drop(p, reasonTooBig)
+	}
+	if p.FragMax != 0 {
+		mtu = min(mtu, int(p.FragMax))
+	}
+	p.CompleteChecksum()
+	ok := true
+	if !w.frag.Fragment(p, mtu, func(f *packet.Packet) { ok = w.transmit(f) && ok }) {
+		return drop(p, reasonFragment)
+	}
+	if !ok {
+		return drop(p, reasonLinkWrite)
+	}
+	return true
+}
+
+// segment splits a super-packet in software, for a next hop whose MTU is smaller than a segment.
+func (w *worker) segment(p *packet.Packet, mtu int) bool {
+	ok := true
+	w.gso.Segments(p, func(s *packet.Packet) {
+		if s.Len() > mtu {
+			ok = w.fragment(s, mtu) && ok
+		} else {
+			ok = w.transmit(s) && ok
+		}
+	})
+	if !ok && p.Reason == 0 {
+		p.Reason = reasonLinkWrite
+	}
+	return ok
+}
+
+// transmit hands a frame to its device.
+func (w *worker) transmit(p *packet.Packet) bool {
+	d := w.port(p.Out)
+	if d == nil {
+		return drop(p, reasonLinkGone)
+	}
+	return d.send(w, p)
+}
+
+func drop(p *packet.Packet, r packet.Reason) bool {
+	p.Reason = r
+	return false
+}
+
+func pick(v4 bool, four, six uint8) uint8 {
+	if v4 {
+		return four
+	}
+	return six
+}
+
+func setRoute(p *packet.Packet, rt *netstack.Route) {
+	p.Out = rt.Dev
+	p.Route = packet.RouteRef{Type: uint8(rt.Type), MTU: rt.MTU, NextHop: rt.NextHop}
+}
+
+// mtuOf is the MTU of p's route in bytes.
+func mtuOf(p *packet.Packet) int {
+	if p.Route.MTU != 0 {
+		return int(p.Route.MTU)
+	}
+	return p.Out.MTU
+}
+
+// segmentLen is the length of a super-packet's full segments.
+func segmentLen(p *packet.Packet) int { return int(p.GSO.HdrLen) + int(p.GSO.Size) }
+
+// tooBig is ip_exceeds_mtu and ip6_pkt_too_big: p cannot leave in pieces either.
+func tooBig(p *packet.Packet, mtu int) bool {
+	n := p.Len()
+	if p.GSO.Type != packet.GSONone {
+		n = segmentLen(p)
+	}
+	if p.Family == packet.IPv4 {
+		if n <= mtu || !p.Is(packet.DontFragment) {
+			return false
+		}
+		return p.FragMax == 0 || int(p.FragMax) > mtu
+	}
+	if p.FragMax != 0 {
+		return int(p.FragMax) > mtu
+	}
+	return n > mtu
+}

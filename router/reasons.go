@@ -1,0 +1,24 @@
+package router
+
+import "sluice/packet"
+
+// Drop reasons of the routing and forwarding steps.
+var (
+	reasonTTL             = packet.NewReason("ip.ttl_expired", "the TTL or hop limit ran out before forwarding; time exceeded was sent")
+	reasonNoRoute         = packet.NewReason("ip.no_route", "no route to the destination; network unreachable was sent")
+	reasonUnreachable     = packet.NewReason("ip.unreachable", "an unreachable route; host unreachable was sent")
+	reasonProhibit        = packet.NewReason("ip.prohibit", "a prohibit route; communication administratively prohibited was sent")
+	reasonBlackhole       = packet.NewReason("ip.blackhole", "a blackhole route")
+	reasonForwardingOff   = packet.NewReason("ip.forwarding_off", "the incoming interface does not forward")
+	reasonMulticast       = packet.NewReason("ip.multicast", "multicast is not forwarded")
+	reasonScope           = packet.NewReason("ip.scope", "an IPv6 address whose scope does not leave the link")
+	reasonTooBig          = packet.NewReason("ip.too_big", "larger than the next hop's MTU and must not be fragmented; fragmentation needed or packet too big was sent")
+	reasonFragment        = packet.NewReason("ip.fragment_failed", "could not be fragmented to the next hop's MTU")
+	reasonSourceRoute     = packet.NewReason("ip.source_route", "a source route option, which accept_source_route refuses")
+	reasonLinkGone        = packet.NewReason("link.gone", "the outgoing device is gone")
+	reasonLinkWrite       = packet.NewReason("link.write_error", "the outgoing device refused the frame")
+	reasonLocalFull       = packet.NewReason("local.ring_full", "the local stack did not keep up")
+	reasonLocalOutputFull = packet.NewReason("local.output_full", "more packets of the router's own than a worker could take")
+	reasonLoop            = packet.NewReason("local.loop", "a local packet looped back too often")
+	reasonHookUnknown     = packet.NewReason("hook.unnamed", "a stage dropped without naming a reason")
+)

@@ -1,0 +1,375 @@
+package router
+
+import (
+	"runtime"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"sluice/conntrack"
+	"sluice/hooks"
+	"sluice/netstack"
+	"sluice/packet"
+	"sluice/packet/frag"
+	"sluice/tables"
+)
+
+const (
+	batchSize   = 64  // frames a worker reads before it works on them
+	outputQueue = 256 // packets of the router's own that may wait in a worker
+	maxRounds   = 16  // batches from one queue before the others have their turn
+)
+
+// worker is one goroutine locked to its thread. It owns queue i of every
+// device and shares nothing writable with the others but the flow table.
+// Everything here belongs to that goroutine unless its comment says otherwise.
+type worker struct {
+	r   *Router
+	id  int
+	now int64 // the burst's clock, ns since the router started
+
+	ct       *conntrack.Worker
+	stages   [hooks.NumHooks][]hooks.Stage
+	prog     [2]*tables.Program
+	ctx      [2]tables.Context
+	natTable [hooks.NumHooks]func(*packet.Packet) bool
+
+	ports []*port // by interface index; nil: none
+	batch []*packet.Packet
+	pool  []*packet.Packet // free packets for what the router makes
+	outq  []*packet.Packet // made by the router, waiting to pass OUTPUT
+	frag  frag.Fragmenter
+	gso   packet.Segmenter
+
+	epoll, wake int
+	inbox       *ring // packets of the local stack; any goroutine writes
+	commands    atomic.Pointer[command]
+	stop        bool
+
+	// Counters: plain, read through do.
+	drops       [packet.MaxReasons]uint64
+	forwarded   uint64
+	delivered   uint64
+	icmpSent    uint64
+	icmpLimited uint64
+	batches     uint64
+	packets     uint64
+}
+
+// port is a worker's queue of one interface, with the counters of what this worker did there.
+type port struct {
+	link  netstack.Link
+	queue netstack.Queue
+	iface *packet.Iface
+	fd    int
+	owned bool // this worker reads the queue
+	gone  bool
+
+	rxPackets, rxBytes, txPackets, txBytes, txErrors uint64
+}
+
+func newWorker(r *Router, id int) (*worker, error) {
+	w := &worker{r: r, id: id, ct: r.ct.NewWorker(), inbox: newRing(1024)}
+	for h := hooks.Hook(0); h < hooks.NumHooks; h++ {
+		w.stages[h] = bind(w, h)
+		w.natTable[h] = func(p *packet.Packet) bool { return w.walk(tables.NAT, h, p) == hooks.Accept }
+	}
+	for f := range w.ctx {
+		w.ctx[f] = tables.Context{Worker: id, CT: w.ct, NAT: r.nat, Env: r.env, Output: w.queueOutput, Alloc: w.alloc, Log: r.logs.add}
+	}
+	for range batchSize {
+		w.batch = append(w.batch, packet.New())
+	}
+	w.load()
+	var err error
+	if w.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
+		return nil, err
+	}
+	if w.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
+		unix.Close(w.epoll)
+		return nil, err
+	}
+	return w, w.watch(w.wake)
+}
+
+func (w *worker) watch(fd int) error {
+	return unix.EpollCtl(w.epoll, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(fd)})
+}
+
+// loop is the worker's life.
+func (w *worker) loop() {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	events := make([]unix.EpollEvent, 64)
+	spin := w.r.busyPoll
+	for !w.stop {
+		n, err := unix.EpollWait(w.epoll, events, 0)
+		if n <= 0 {
+			// Nothing there: spin if asked to, then sleep outside the bracket.
+			for end := time.Now().Add(spin); spin > 0 && n <= 0 && time.Now().Before(end); {
+				n, err = unix.EpollWait(w.epoll, events, 0)
+			}
+			if n <= 0 {
+				n, err = unix.EpollWait(w.epoll, events, -1)
+			}
+		}
+		if err != nil && err != unix.EINTR {
+			w.r.log.Error("epoll", "worker", w.id, "err", err)
+			time.Sleep(time.Millisecond) // a broken epoll must not eat the machine
+		}
+		w.begin(w.r.clock())
+		for _, e := range events[:max(n, 0)] {
+			if int(e.Fd) == w.wake {
+				var b [8]byte
+				unix.Read(w.wake, b[:])
+				continue
+			}
+			w.drain(int(e.Fd))
+		}
+		w.drainInbox()
+		w.end()
+		w.runCommands()
+	}
+}
+
+// begin opens a burst: its clock and its rulesets stay the same until end.
+func (w *worker) begin(now int64) {
+	w.now = now
+	w.ct.Begin(now)
+	w.load()
+}
+
+func (w *worker) end() {
+	w.ct.End()
+	w.batches++
+}
+
+// load takes the rulesets that packets of this burst meet.
+func (w *worker) load() {
+	for f, e := range w.r.engines {
+		if pr := e.Program(); pr != w.prog[f] {
+			w.prog[f] = pr
+			w.ctx[f].Prepare(pr)
+		}
+	}
+}
+
+// drain reads a queue until it is dry or the others should have their turn.
+func (w *worker) drain(fd int) {
+	var d *port
+	for _, q := range w.ports {
+		if q != nil && q.owned && q.fd == fd {
+			d = q
+			break
+		}
+	}
+	if d == nil || d.gone {
+		return
+	}
+	for range maxRounds {
+		n := 0
+		for n < batchSize {
+			p := w.batch[n]
+			p.Reset()
+			err := d.queue.Read(p)
+			if err == nil {
+				n++
+				continue
+			}
+			if err == netstack.ErrGone {
+				w.lose(d)
+			}
+			break
+		}
+		w.burst(d, w.batch[:n])
+		if n < batchSize {
+			return
+		}
+	}
+}
+
+// burst works on what was read at once.
+func (w *worker) burst(d *port, ps []*packet.Packet) {
+	for _, p := range ps {
+		d.rxPackets++
+		d.rxBytes += uint64(p.Len())
+		p.In, p.Now, p.Worker = d.iface, w.now, uint16(w.id)
+		w.receive(p)
+	}
+	w.packets += uint64(len(ps))
+	w.flush()
+}
+
+func (w *worker) flush() {
+	for _, d := range w.ports {
+		if d != nil && !d.gone {
+			if err := d.queue.Flush(); err == netstack.ErrGone {
+				w.lose(d)
+			}
+		}
+	}
+}
+
+// lose is hot removal: the device went away under us.
+func (w *worker) lose(d *port) {
+	if d.gone {
+		return
+	}
+	d.gone = true
+	if d.owned {
+		unix.EpollCtl(w.epoll, unix.EPOLL_CTL_DEL, d.fd, nil)
+	}
+	w.r.linkGone(d.link)
+}
+
+// port is where packets for i leave; nil if there is no such device any more.
+func (w *worker) port(i *packet.Iface) *port {
+	if i == nil || i.Index >= len(w.ports) {
+		return nil
+	}
+	d := w.ports[i.Index]
+	if d == nil || d.gone {
+		return nil
+	}
+	return d
+}
+
+func (d *port) send(w *worker, p *packet.Packet) bool {
+	n := p.Len()
+	switch err := d.queue.Write(p); err {
+	case nil:
+		d.txPackets++
+		d.txBytes += uint64(n)
+		return true
+	case netstack.ErrGone:
+		w.lose(d)
+		return drop(p, reasonLinkGone)
+	}
+	d.txErrors++
+	return drop(p, reasonLinkWrite)
+}
+
+func (w *worker) countDrop(p *packet.Packet) {
+	if p.Reason == 0 {
+		p.Reason = reasonHookUnknown
+	}
+	w.drops[p.Reason]++
+}
+
+// alloc takes a packet for the router's own use from the pool.
+func (w *worker) alloc() *packet.Packet {
+	if n := len(w.pool); n > 0 {
+		p := w.pool[n-1]
+		w.pool = w.pool[:n-1]
+		return p
+	}
+	return packet.New()
+}
+
+func (w *worker) free(p *packet.Packet) {
+	if len(w.pool) < batchSize {
+		p.Reset()
+		w.pool = append(w.pool, p)
+	}
+}
+
+// queueOutput takes a packet that the router made, parsed or not, to be sent
+// through OUTPUT once the packet at hand has ended.
+func (w *worker) queueOutput(p *packet.Packet) {
+	if len(w.outq) >= outputQueue {
+		w.drops[reasonLocalOutputFull]++
+		w.free(p)
+		return
+	}
+	w.outq = append(w.outq, p)
+}
+
+// settle sends what queueOutput collected, and what that caused in turn.
+func (w *worker) settle() {
+	for i := 0; i < len(w.outq); i++ {
+		p := w.outq[i]
+		p.Now, p.Worker = w.now, uint16(w.id)
+		p.Flags |= packet.Local
+		if !w.output(p) {
+			w.countDrop(p)
+		}
+		w.ct.Release(p)
+		w.free(p)
+	}
+	w.outq = w.outq[:0]
+}
+
+// drainInbox sends what the local stack wants out.
+func (w *worker) drainInbox() {
+	for n := 0; n < 4*batchSize; n++ {
+		m := w.inbox.pop()
+		if m == nil {
+			w.flush()
+			return
+		}
+		p := w.alloc()
+		m.into(p)
+		if p.Reason = p.Parse(); p.Reason != 0 {
+			w.countDrop(p)
+			w.free(p)
+			continue
+		}
+		w.outq = append(w.outq, p)
+		w.settle()
+	}
+	w.flush()
+	w.kick() // more is there: come back after the devices had their turn
+}
+
+// kick wakes the worker; any goroutine may call it.
+func (w *worker) kick() {
+	one := [8]byte{1}
+	unix.Write(w.wake, one[:])
+}
+
+// command is a function to run on a worker between bursts.
+type command struct {
+	run  func(*worker)
+	done chan struct{}
+	next *command
+}
+
+// do runs f on the worker, between bursts, and waits for it. It is how other
+// goroutines read a worker's plain counters and change its ports.
+func (w *worker) do(f func(*worker)) {
+	if w.r.inline.Load() {
+		w.r.inlineMu.Lock()
+		defer w.r.inlineMu.Unlock()
+		f(w)
+		return
+	}
+	c := &command{run: f, done: make(chan struct{})}
+	for {
+		c.next = w.commands.Load()
+		if w.commands.CompareAndSwap(c.next, c) {
+			break
+		}
+	}
+	w.kick()
+	<-c.done
+}
+
+func (w *worker) runCommands() {
+	if w.commands.Load() == nil {
+		return
+	}
+	var first *command
+	for c := w.commands.Swap(nil); c != nil; {
+		c.next, first, c = first, c, c.next // oldest first
+	}
+	for c := first; c != nil; c = c.next {
+		c.run(w)
+		close(c.done)
+	}
+}
+
+func (w *worker) close() {
+	unix.Close(w.epoll)
+	unix.Close(w.wake)
+}
