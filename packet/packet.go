@@ -61,8 +61,14 @@ const (
 	Loopback
 	// HasOwner: UID and GID are those of the local socket.
 	HasOwner
-	// Offlink: the packet leaves without being counted or hooked again.
-	Reassembled // Reassembled: made of fragments; FragMax is the largest one's length.
+	// Reassembled: made of fragments; FragMax is the largest one's length.
+	Reassembled
+	// HasPorts is set where HasL4 is and the protocol has ports.
+	HasPorts
+	// BadHeaders is set where IPv6's extension headers cannot be followed to a
+	// transport header: conntrack calls such a packet invalid, a rule that names
+	// a protocol drops it.
+	BadHeaders
 )
 
 // PktType is the link-level destination class, as `-m pkttype` sees it (linux/if_packet.h values).
@@ -128,8 +134,9 @@ type Packet struct {
 	L4      uint16 // offset of the transport header
 	FragOff uint16 // fragment offset, bytes
 	FragMax uint16 // reassembled: largest fragment's length, bytes
-	FragID  uint32
+	FragID  uint32 // IPv4: the identification of any packet
 	GSO     GSO
+	errAt   uint16 // where a parameter problem points
 
 	// State that travels with the packet.
 	In, Out  *Iface // nil: none (as rules see it)

@@ -1,0 +1,267 @@
+package packet
+
+// viewFlags are those that Parse and ParseL4 decide.
+const viewFlags = Fragment | LaterFragment | MoreFragments | DontFragment | Options | HasL4 | HasPorts | BadHeaders
+
+// minL4 is the fixed part a transport header must have for HasL4, by protocol.
+var minL4 = [256]uint8{
+	ProtoICMP: 8, ProtoTCP: 20, ProtoUDP: 8, ProtoDCCP: 12, ProtoICMPv6: 8, ProtoSCTP: 12, ProtoUDPLite: 8,
+}
+
+// portProto marks the protocols whose header begins with two ports.
+var portProto = [256]bool{ProtoTCP: true, ProtoUDP: true, ProtoDCCP: true, ProtoSCTP: true, ProtoUDPLite: true}
+
+// Parse checks what Linux checks when a packet comes in (ip_rcv, ipv6_rcv with
+// its hop-by-hop options), cuts off what lies beyond the packet's own length,
+// and fills the view. It returns 0, or why the packet has to be dropped; see
+// Problem for the ICMP error that may be due. IPv4 options are looked at later,
+// by CompileOptions, as Linux does it after PREROUTING.
+func (p *Packet) Parse() Reason {
+	p.Flags &^= viewFlags
+	p.FragOff, p.FragID, p.errAt = 0, 0, 0
+	if p.PktType == PktOtherHost {
+		return DropOtherHost
+	}
+	b := p.Bytes()
+	if len(b) == 0 {
+		return DropTruncated
+	}
+	switch b[0] >> 4 {
+	case 4:
+		p.Family = IPv4
+		if r := p.parse4(b); r != 0 {
+			return r
+		}
+	case 6:
+		p.Family = IPv6
+		if r := p.parse6(b); r != 0 {
+			return r
+		}
+	default:
+		return DropBadVersion
+	}
+	if p.GSO != (GSO{}) {
+		return p.checkOffload()
+	}
+	return 0
+}
+
+func (p *Packet) parse4(b []byte) Reason {
+	if len(b) < 20 {
+		return DropTruncated
+	}
+	ihl := int(b[0]&15) * 4
+	if ihl < 20 {
+		return DropBadHeader
+	}
+	if len(b) < ihl {
+		return DropTruncated
+	}
+	if headerSum(b, ihl) != 0xffff {
+		return DropBadSum
+	}
+	n := int(be.Uint16(b[2:]))
+	if n > len(b) {
+		return DropTruncated
+	}
+	if n < ihl {
+		return DropBadLength
+	}
+	p.End = p.Off + n
+	p.view4(b[:n])
+	return 0
+}
+
+// headerSum is Sum(b[:ihl]), quick for the header without options.
+func headerSum(b []byte, ihl int) uint16 {
+	if ihl != 20 {
+		return Sum(b[:ihl])
+	}
+	s := uint64(be.Uint32(b)) + uint64(be.Uint32(b[4:])) + uint64(be.Uint32(b[8:])) +
+		uint64(be.Uint32(b[12:])) + uint64(be.Uint32(b[16:]))
+	return fold64(s)
+}
+
+// view4 fills the view of a header known to be whole.
+func (p *Packet) view4(b []byte) {
+	ihl := uint16(b[0]&15) * 4
+	p.Proto = b[9]
+	p.L4 = ihl
+	p.FragID = uint32(be.Uint16(b[4:]))
+	f := p.Flags
+	if ihl > 20 {
+		f |= Options
+	}
+	w := be.Uint16(b[6:])
+	if w&0x4000 != 0 {
+		f |= DontFragment
+	}
+	if w&0x3fff != 0 {
+		f |= Fragment
+		if w&0x2000 != 0 {
+			f |= MoreFragments
+		}
+		if p.FragOff = w & 0x1fff << 3; p.FragOff != 0 {
+			p.Flags = f | LaterFragment
+			return
+		}
+	}
+	if len(b)-int(ihl) >= int(minL4[p.Proto]) {
+		f |= HasL4
+		if portProto[p.Proto] {
+			f |= HasPorts
+		}
+	}
+	p.Flags = f
+}
+
+func (p *Packet) parse6(b []byte) Reason {
+	if len(b) < 40 {
+		return Drop6Truncated
+	}
+	if p.Flags&(Local|Loopback) == 0 && badAddress6(b) {
+		return Drop6BadAddress
+	}
+	n := int(be.Uint16(b[4:]))
+	if n != 0 || b[6] != hopByHop {
+		if n+40 > len(b) {
+			return Drop6Truncated
+		}
+		b = b[:n+40]
+		p.End = p.Off + len(b)
+	}
+	if b[6] == hopByHop {
+		if r := p.hopOptions(b); r != 0 {
+			return r
+		}
+	}
+	p.view6(b)
+	return 0
+}
+
+// badAddress6 are the addresses ipv6_rcv refuses from a wire (RFC 4291 2.5.3, 2.7).
+func badAddress6(b []byte) bool {
+	if b[8] == 0xff { // multicast source
+		return true
+	}
+	if b[24] == 0xff && b[25]&15 <= 1 { // reserved and interface-local scope
+		return true
+	}
+	return loopback6(b[8:24]) || loopback6(b[24:40])
+}
+
+func loopback6(a []byte) bool { return be.Uint64(a) == 0 && be.Uint64(a[8:]) == 1 }
+
+// IPv6 next header values of the headers that are walked over.
+const (
+	hopByHop  uint8 = 0
+	routingH  uint8 = 43
+	fragmentH uint8 = 44
+	destOpts  uint8 = 60
+)
+
+func extension(h uint8) bool {
+	switch h {
+	case hopByHop, routingH, fragmentH, destOpts, ProtoAH:
+		return true
+	}
+	return false
+}
+
+// view6 walks the extension headers. Where they cannot be followed it sets
+// BadHeaders: Linux forwards such a packet unless a rule asks for its protocol.
+func (p *Packet) view6(b []byte) {
+	next, at := b[6], 40
+	f := p.Flags
+	for extension(next) {
+		if len(b) < at+8 && (len(b) < at+2 || next == fragmentH) {
+			p.Proto, p.L4, p.Flags = next, uint16(at), f|BadHeaders
+			return
+		}
+		h := next
+		next = b[at]
+		switch h {
+		case fragmentH:
+			w := be.Uint16(b[at+2:])
+			f |= Fragment
+			if w&1 != 0 {
+				f |= MoreFragments
+			}
+			p.FragOff = w &^ 7
+			p.FragID = be.Uint32(b[at+4:])
+			at += 8
+			if p.FragOff != 0 {
+				f |= LaterFragment
+				if extension(next) {
+					f |= BadHeaders
+				}
+				p.Proto, p.L4, p.Flags = next, uint16(at), f
+				return
+			}
+		case ProtoAH:
+			at += (int(b[at+1]) + 2) * 4
+		default:
+			at += (int(b[at+1]) + 1) * 8
+		}
+		if at > len(b) {
+			p.Proto, p.L4, p.Flags = next, uint16(len(b)), f|BadHeaders
+			return
+		}
+	}
+	p.Proto, p.L4 = next, uint16(at)
+	if len(b)-at >= int(minL4[next]) && next != ProtoNone {
+		f |= HasL4
+		if portProto[next] {
+			f |= HasPorts
+		}
+	}
+	p.Flags = f
+}
+
+// ParseL4 fills the view again after a rewrite that changed the packet's
+// structure. The network header must be whole and its lengths true.
+func (p *Packet) ParseL4() {
+	b := p.Bytes()
+	p.Flags &^= viewFlags
+	p.FragOff, p.FragID = 0, 0
+	switch {
+	case p.Family == IPv4 && len(b) >= 20 && int(b[0]&15)*4 >= 20 && len(b) >= int(b[0]&15)*4:
+		p.view4(b)
+	case p.Family == IPv6 && len(b) >= 40:
+		p.view6(b)
+	default:
+		p.Proto, p.L4 = 0, 0
+	}
+}
+
+// checkOffload refuses an offload header that does not fit, so that nothing
+// later has to doubt it; one that is void is cleared.
+func (p *Packet) checkOffload() Reason {
+	g := &p.GSO
+	n := p.Len()
+	if g.NeedsCsum && int(g.CsumStart)+int(g.CsumOffset)+2 > n {
+		return DropBadOffload
+	}
+	switch t := g.Type &^ GSOECN; t {
+	case GSONone:
+		g.Type, g.Size = GSONone, 0
+		return 0
+	case GSOTCPv4, GSOTCPv6:
+		if p.Proto != ProtoTCP || (t == GSOTCPv4) != (p.Family == IPv4) {
+			return DropBadOffload
+		}
+	case GSOUDPL4, GSOUDP:
+		if p.Proto != ProtoUDP {
+			return DropBadOffload
+		}
+	default:
+		return DropBadOffload
+	}
+	if g.Size == 0 || p.Flags&(HasL4|Fragment) != HasL4 {
+		return DropBadOffload
+	}
+	if p.Proto == ProtoTCP && p.TCPHeaderLen() == 0 {
+		return DropBadOffload
+	}
+	return 0
+}
