@@ -1,0 +1,552 @@
+package netstack
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
+	"gvisor.dev/gvisor/pkg/tcpip/checksum"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv6"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
+	"gvisor.dev/gvisor/pkg/waiter"
+
+	"sluice/packet"
+)
+
+// listenBacklog is net.core.somaxconn.
+const listenBacklog = 4096
+
+// endpoint makes a socket of its owner's. network is "tcp", "tcp4", "tcp6",
+// "udp", "udp4" or "udp6"; a is the address that it will have to do with.
+// A bare "tcp" or "udp" on [::] takes IPv4 as well, as Linux's default is.
+func (l *Local) endpoint(network string, a netip.Addr, owner Owner) (tcpip.Endpoint, *waiter.Queue, error) {
+	trans := tcp.ProtocolNumber
+	switch network {
+	case "tcp", "tcp4", "tcp6":
+	case "udp", "udp4", "udp6":
+		trans = udp.ProtocolNumber
+	default:
+		return nil, nil, net.UnknownNetworkError(network)
+	}
+	proto := ipv6.ProtocolNumber
+	if a.Unmap().Is4() {
+		proto = ipv4.ProtocolNumber
+	}
+	if last := network[len(network)-1]; last == '4' && proto != ipv4.ProtocolNumber || last == '6' && proto == ipv4.ProtocolNumber {
+		return nil, nil, &net.AddrError{Err: "address does not fit the network " + network, Addr: a.String()}
+	}
+	wq := new(waiter.Queue)
+	ep, terr := l.stack.NewEndpoint(trans, proto, wq)
+	if terr != nil {
+		return nil, nil, sysError("socket", terr)
+	}
+	if proto == ipv6.ProtocolNumber {
+		ep.SocketOptions().SetV6Only(network[len(network)-1] == '6' || !a.IsUnspecified())
+	}
+	o := &owner
+	ep.SetOwner(o)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		ep.Close()
+		return nil, nil, net.ErrClosed
+	}
+	l.owners[ep] = o
+	return ep, wq, nil
+}
+
+func (l *Local) forget(ep tcpip.Endpoint) {
+	l.mu.Lock()
+	delete(l.owners, ep)
+	l.mu.Unlock()
+}
+
+func (l *Local) drop(ep tcpip.Endpoint) {
+	ep.Close()
+	l.forget(ep)
+}
+
+// Listen opens a TCP socket that accepts connections at addr; the unspecified
+// address stands for all of the router's. network is "tcp", "tcp4" or "tcp6".
+// What it accepts has the same owner.
+func (l *Local) Listen(network string, addr netip.AddrPort, owner Owner) (net.Listener, error) {
+	fail := func(err error) (net.Listener, error) {
+		return nil, &net.OpError{Op: "listen", Net: network, Addr: net.TCPAddrFromAddrPort(addr), Err: err}
+	}
+	if len(network) < 3 || network[:3] != "tcp" {
+		return fail(net.UnknownNetworkError(network))
+	}
+	ep, wq, err := l.endpoint(network, addr.Addr(), owner)
+	if err != nil {
+		return fail(err)
+	}
+	// As net does on Linux: connections in TIME_WAIT do not keep the port.
+	ep.SocketOptions().SetReuseAddress(true)
+	if terr := ep.Bind(bindAddr(addr)); terr != nil {
+		l.drop(ep)
+		return fail(sysError("bind", terr))
+	}
+	if terr := ep.Listen(listenBacklog); terr != nil {
+		l.drop(ep)
+		return fail(sysError("listen", terr))
+	}
+	return &listener{local: l, ep: ep, wq: wq, owner: owner, done: make(chan struct{})}, nil
+}
+
+type listener struct {
+	local *Local
+	ep    tcpip.Endpoint
+	wq    *waiter.Queue
+	owner Owner
+	once  sync.Once
+	done  chan struct{}
+}
+
+// Accept implements net.Listener.
+func (s *listener) Accept() (net.Conn, error) {
+	entry, ready := waiter.NewChannelEntry(waiter.ReadableEvents | waiter.EventHUp | waiter.EventErr)
+	s.wq.EventRegister(&entry)
+	defer s.wq.EventUnregister(&entry)
+	for {
+		ep, wq, terr := s.ep.Accept(nil)
+		switch terr.(type) {
+		case nil:
+			s.local.mu.Lock()
+			s.local.owners[ep] = &s.owner
+			s.local.mu.Unlock()
+			return &tcpConn{TCPConn: gonet.NewTCPConn(wq, ep), local: s.local, ep: ep}, nil
+		case *tcpip.ErrWouldBlock:
+		default:
+			select {
+			case <-s.done:
+				return nil, s.fail(net.ErrClosed)
+			default:
+				return nil, s.fail(sysError("accept", terr))
+			}
+		}
+		select {
+		case <-s.done:
+			return nil, s.fail(net.ErrClosed)
+		case <-ready:
+		}
+	}
+}
+
+func (s *listener) fail(err error) error {
+	return &net.OpError{Op: "accept", Net: "tcp", Addr: s.Addr(), Err: err}
+}
+
+// Close implements net.Listener; accepted connections live on.
+func (s *listener) Close() error {
+	err := net.ErrClosed
+	s.once.Do(func() {
+		close(s.done)
+		s.local.drop(s.ep)
+		err = nil
+	})
+	return err
+}
+
+// Addr implements net.Listener.
+func (s *listener) Addr() net.Addr {
+	a, terr := s.ep.GetLocalAddress()
+	if terr != nil {
+		return nil
+	}
+	return net.TCPAddrFromAddrPort(addrPort(a))
+}
+
+// tcpConn is gonet's connection, plus forgetting its owner.
+type tcpConn struct {
+	*gonet.TCPConn
+	local *Local
+	ep    tcpip.Endpoint
+}
+
+func (c *tcpConn) Close() error {
+	err := c.TCPConn.Close()
+	c.local.forget(c.ep)
+	return err
+}
+
+// DialContext connects to raddr; network is that of Listen or ListenPacket. An
+// invalid or unspecified laddr is chosen by the routing tables, port 0 by us.
+func (l *Local) DialContext(ctx context.Context, network string, laddr, raddr netip.AddrPort, owner Owner) (net.Conn, error) {
+	tcpNet := len(network) >= 3 && network[:3] == "tcp"
+	fail := func(err error) (net.Conn, error) {
+		var a net.Addr = net.UDPAddrFromAddrPort(raddr)
+		if tcpNet {
+			a = net.TCPAddrFromAddrPort(raddr)
+		}
+		return nil, &net.OpError{Op: "dial", Net: network, Addr: a, Err: err}
+	}
+	raddr = netip.AddrPortFrom(raddr.Addr().Unmap(), raddr.Port())
+	if !raddr.IsValid() {
+		return fail(&net.AddrError{Err: "no address to connect to"})
+	}
+	ep, wq, err := l.endpoint(network, raddr.Addr(), owner)
+	if err != nil {
+		return fail(err)
+	}
+	if terr := l.bindSource(ep, laddr, raddr.Addr()); terr != nil {
+		l.drop(ep)
+		return fail(sysError("bind", terr))
+	}
+	entry, ready := waiter.NewChannelEntry(waiter.WritableEvents | waiter.EventHUp | waiter.EventErr)
+	wq.EventRegister(&entry)
+	defer wq.EventUnregister(&entry)
+	if err := ctx.Err(); err != nil {
+		l.drop(ep)
+		return fail(err)
+	}
+	terr := ep.Connect(fullAddr(raddr))
+	if _, started := terr.(*tcpip.ErrConnectStarted); started {
+		select {
+		case <-ctx.Done():
+			l.drop(ep)
+			return fail(ctx.Err())
+		case <-ready:
+		}
+		terr = ep.LastError()
+	}
+	if terr != nil {
+		l.drop(ep)
+		return fail(sysError("connect", terr))
+	}
+	if tcpNet {
+		return &tcpConn{TCPConn: gonet.NewTCPConn(wq, ep), local: l, ep: ep}, nil
+	}
+	return &udpConn{UDPConn: gonet.NewUDPConn(wq, ep), local: l, ep: ep}, nil
+}
+
+// bindSource gives ep the address that the routing tables choose. Where gVisor
+// would take it of itself it is left unbound, so that the port is chosen with
+// the destination in view and many connections can share one.
+func (l *Local) bindSource(ep tcpip.Endpoint, laddr netip.AddrPort, dst netip.Addr) tcpip.Error {
+	src := laddr.Addr().Unmap()
+	if !src.IsValid() || src.IsUnspecified() {
+		if src = l.source(dst); !src.IsValid() {
+			return &tcpip.ErrHostUnreachable{}
+		}
+		if laddr.Port() == 0 {
+			r, terr := l.stack.FindRoute(localNIC, tcpip.Address{}, tcpAddr(dst), netProto(dst), false)
+			if terr == nil {
+				same := netAddr(r.LocalAddress()) == src
+				r.Release()
+				if same {
+					return nil
+				}
+			}
+		}
+	}
+	return ep.Bind(bindAddr(netip.AddrPortFrom(src, laddr.Port())))
+}
+
+// udpConn is a connected UDP socket.
+type udpConn struct {
+	*gonet.UDPConn
+	local *Local
+	ep    tcpip.Endpoint
+}
+
+func (c *udpConn) Close() error {
+	err := c.UDPConn.Close()
+	c.local.forget(c.ep)
+	return err
+}
+
+// PacketConn is an unconnected UDP socket. On top of net.PacketConn it tells
+// which of the router's addresses a datagram was sent to, and answers from that
+// one. Sending does not go through gVisor, which can choose the source of IPv4
+// datagrams per socket only.
+type PacketConn struct {
+	local *Local
+	ep    tcpip.Endpoint
+	wq    *waiter.Queue
+	owner Owner
+	bound netip.AddrPort
+	once  sync.Once
+	done  chan struct{}
+
+	mu      sync.Mutex
+	timer   *time.Timer
+	expired chan struct{} // closed when the read deadline passes
+}
+
+var _ net.PacketConn = (*PacketConn)(nil)
+
+// ListenPacket opens a UDP socket at addr; the unspecified address stands for
+// all of the router's. network is "udp", "udp4" or "udp6".
+func (l *Local) ListenPacket(network string, addr netip.AddrPort, owner Owner) (*PacketConn, error) {
+	fail := func(err error) (*PacketConn, error) {
+		return nil, &net.OpError{Op: "listen", Net: network, Addr: net.UDPAddrFromAddrPort(addr), Err: err}
+	}
+	if len(network) < 3 || network[:3] != "udp" {
+		return fail(net.UnknownNetworkError(network))
+	}
+	ep, wq, err := l.endpoint(network, addr.Addr(), owner)
+	if err != nil {
+		return fail(err)
+	}
+	o := ep.SocketOptions()
+	o.SetReceivePacketInfo(true)
+	if !addr.Addr().Unmap().Is4() {
+		o.SetIPv6ReceivePacketInfo(true)
+	}
+	if terr := ep.Bind(bindAddr(addr)); terr != nil {
+		l.drop(ep)
+		return fail(sysError("bind", terr))
+	}
+	c := &PacketConn{local: l, ep: ep, wq: wq, owner: owner, done: make(chan struct{}), expired: make(chan struct{})}
+	if a, terr := ep.GetLocalAddress(); terr == nil {
+		c.bound = netip.AddrPortFrom(addr.Addr().Unmap(), a.Port)
+	}
+	return c, nil
+}
+
+// ReadFromTo reads one datagram: where it came from, and which address it was
+// sent to (perhaps a broadcast address).
+func (c *PacketConn) ReadFromTo(b []byte) (n int, from netip.AddrPort, to netip.Addr, err error) {
+	c.mu.Lock()
+	expired := c.expired
+	c.mu.Unlock()
+	var entry waiter.Entry
+	var ready chan struct{}
+	for {
+		select {
+		case <-expired:
+			return 0, from, to, c.fail("read", os.ErrDeadlineExceeded)
+		default:
+		}
+		w := tcpip.SliceWriter(b)
+		res, terr := c.ep.Read(&w, tcpip.ReadOptions{NeedRemoteAddr: true})
+		switch terr.(type) {
+		case nil:
+			if cm := &res.ControlMessages; cm.HasIPPacketInfo {
+				to = netAddr(cm.PacketInfo.DestinationAddr)
+			} else if cm.HasIPv6PacketInfo {
+				to = netAddr(cm.IPv6PacketInfo.Addr)
+			}
+			return res.Count, addrPort(res.RemoteAddr), to, nil
+		case *tcpip.ErrWouldBlock:
+		default:
+			select {
+			case <-c.done:
+				return 0, from, to, c.fail("read", net.ErrClosed)
+			default:
+				return 0, from, to, c.fail("read", sysError("recvfrom", terr))
+			}
+		}
+		if ready == nil {
+			entry, ready = waiter.NewChannelEntry(waiter.ReadableEvents | waiter.EventHUp | waiter.EventErr)
+			c.wq.EventRegister(&entry)
+			defer c.wq.EventUnregister(&entry)
+			continue
+		}
+		select {
+		case <-c.done:
+			return 0, from, to, c.fail("read", net.ErrClosed)
+		case <-expired:
+		case <-ready:
+		}
+	}
+}
+
+// WriteFromTo sends one datagram from one of the router's addresses; an invalid
+// or foreign from is chosen by the socket's address or the routing tables.
+func (c *PacketConn) WriteFromTo(b []byte, from netip.Addr, to netip.AddrPort) (int, error) {
+	select {
+	case <-c.done:
+		return 0, c.fail("write", net.ErrClosed)
+	default:
+	}
+	dst := to.Addr().Unmap()
+	switch {
+	case c.bound.Addr().IsValid() && !c.bound.Addr().IsUnspecified():
+		from = c.bound.Addr()
+	case !from.IsValid() || !c.local.IsOwn(from):
+		from = c.local.source(dst)
+	}
+	from = from.Unmap()
+	if !from.IsValid() || !dst.IsValid() || from.Is4() != dst.Is4() {
+		return 0, c.fail("write", os.NewSyscallError("sendto", syscall.ENETUNREACH))
+	}
+	if !c.local.IsOwn(from) {
+		return 0, c.fail("write", os.NewSyscallError("sendto", syscall.EADDRNOTAVAIL))
+	}
+	hl := header.IPv4MinimumSize
+	if dst.Is6() {
+		hl = header.IPv6MinimumSize
+	}
+	n := header.UDPMinimumSize + len(b)
+	if hl+n > packet.MaxLen {
+		return 0, c.fail("write", os.NewSyscallError("sendto", syscall.EMSGSIZE))
+	}
+	buf := make([]byte, hl+header.UDPMinimumSize, hl+n)
+	if dst.Is4() {
+		buf[0], buf[8], buf[9] = 0x45, c.local.ttl(false), packet.ProtoUDP
+		binary.BigEndian.PutUint16(buf[2:], uint16(hl+n))
+		binary.BigEndian.PutUint16(buf[4:], uint16(rand.Uint32()))
+		s, d := from.As4(), dst.As4()
+		copy(buf[12:], s[:])
+		copy(buf[16:], d[:])
+		fixIPv4(buf, hl)
+	} else {
+		buf[0], buf[6], buf[7] = 0x60, packet.ProtoUDP, c.local.ttl(true)
+		binary.BigEndian.PutUint16(buf[4:], uint16(n))
+		s, d := from.As16(), dst.As16()
+		copy(buf[8:], s[:])
+		copy(buf[24:], d[:])
+	}
+	u := buf[hl:]
+	binary.BigEndian.PutUint16(u, c.bound.Port())
+	binary.BigEndian.PutUint16(u[2:], to.Port())
+	binary.BigEndian.PutUint16(u[4:], uint16(n))
+	sum := header.PseudoHeaderChecksum(udp.ProtocolNumber, tcpAddr(from), tcpAddr(dst), uint16(n))
+	buf = append(buf, b...)
+	sum = ^checksum.Checksum(buf[hl:], sum)
+	if sum == 0 {
+		sum = 0xffff // zero says "no checksum"
+	}
+	binary.BigEndian.PutUint16(buf[hl+6:], sum)
+	c.local.send(&Outgoing{Len: len(buf), Owner: c.owner, HasOwner: true, views: [][]byte{buf}})
+	return len(b), nil
+}
+
+// ttl is the default TTL, or hop limit.
+func (l *Local) ttl(v6 bool) uint8 {
+	p := ipv4.ProtocolNumber
+	if v6 {
+		p = ipv6.ProtocolNumber
+	}
+	var o tcpip.DefaultTTLOption
+	if err := l.stack.NetworkProtocolOption(p, &o); err != nil {
+		return 64
+	}
+	return uint8(o)
+}
+
+// ReadFrom implements net.PacketConn.
+func (c *PacketConn) ReadFrom(b []byte) (int, net.Addr, error) {
+	n, from, _, err := c.ReadFromTo(b)
+	if err != nil {
+		return 0, nil, err
+	}
+	return n, net.UDPAddrFromAddrPort(from), nil
+}
+
+// WriteTo implements net.PacketConn; addr is a *net.UDPAddr.
+func (c *PacketConn) WriteTo(b []byte, addr net.Addr) (int, error) {
+	u, ok := addr.(*net.UDPAddr)
+	if !ok {
+		return 0, c.fail("write", &net.AddrError{Err: "not a UDP address", Addr: fmt.Sprint(addr)})
+	}
+	return c.WriteFromTo(b, netip.Addr{}, u.AddrPort())
+}
+
+// Close implements net.PacketConn.
+func (c *PacketConn) Close() error {
+	err := net.ErrClosed
+	c.once.Do(func() {
+		close(c.done)
+		c.local.drop(c.ep)
+		err = nil
+	})
+	return err
+}
+
+// LocalAddr implements net.PacketConn.
+func (c *PacketConn) LocalAddr() net.Addr { return net.UDPAddrFromAddrPort(c.bound) }
+
+// SetDeadline implements net.PacketConn.
+func (c *PacketConn) SetDeadline(t time.Time) error { return c.SetReadDeadline(t) }
+
+// SetWriteDeadline does nothing: writes do not block.
+func (c *PacketConn) SetWriteDeadline(time.Time) error { return nil }
+
+// SetReadDeadline implements net.PacketConn; it concerns reads that begin later.
+func (c *PacketConn) SetReadDeadline(t time.Time) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.timer != nil {
+		c.timer.Stop()
+		c.timer = nil
+	}
+	ch := make(chan struct{})
+	c.expired = ch
+	if t.IsZero() {
+		return nil
+	}
+	if d := time.Until(t); d > 0 {
+		c.timer = time.AfterFunc(d, func() { close(ch) })
+	} else {
+		close(ch)
+	}
+	return nil
+}
+
+func (c *PacketConn) fail(op string, err error) error {
+	return &net.OpError{Op: op, Net: "udp", Source: c.LocalAddr(), Err: err}
+}
+
+// bindAddr is a for Bind: the unspecified address is none.
+func bindAddr(a netip.AddrPort) tcpip.FullAddress {
+	if a.Addr().IsUnspecified() {
+		return tcpip.FullAddress{Port: a.Port()}
+	}
+	return fullAddr(a)
+}
+
+func fullAddr(a netip.AddrPort) tcpip.FullAddress {
+	return tcpip.FullAddress{Addr: tcpAddr(a.Addr()), Port: a.Port()}
+}
+
+func addrPort(a tcpip.FullAddress) netip.AddrPort {
+	return netip.AddrPortFrom(netAddr(a.Addr), a.Port)
+}
+
+// sysError is terr as the system call would have failed.
+func sysError(call string, terr tcpip.Error) error {
+	var e syscall.Errno
+	switch terr.(type) {
+	case *tcpip.ErrPortInUse, *tcpip.ErrNoPortAvailable:
+		e = syscall.EADDRINUSE
+	case *tcpip.ErrBadLocalAddress:
+		e = syscall.EADDRNOTAVAIL
+	case *tcpip.ErrConnectionRefused:
+		e = syscall.ECONNREFUSED
+	case *tcpip.ErrConnectionReset:
+		e = syscall.ECONNRESET
+	case *tcpip.ErrConnectionAborted, *tcpip.ErrAborted:
+		e = syscall.ECONNABORTED
+	case *tcpip.ErrTimeout:
+		e = syscall.ETIMEDOUT
+	case *tcpip.ErrNetworkUnreachable:
+		e = syscall.ENETUNREACH
+	case *tcpip.ErrHostUnreachable:
+		e = syscall.EHOSTUNREACH
+	case *tcpip.ErrHostDown:
+		e = syscall.EHOSTDOWN
+	case *tcpip.ErrNoNet:
+		e = syscall.ENONET
+	case *tcpip.ErrMessageTooLong:
+		e = syscall.EMSGSIZE
+	case *tcpip.ErrInvalidEndpointState:
+		e = syscall.EINVAL
+	default:
+		return os.NewSyscallError(call, fmt.Errorf("%s", terr))
+	}
+	return os.NewSyscallError(call, e)
+}
