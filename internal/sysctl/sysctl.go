@@ -40,6 +40,9 @@ func (v *Var) Store(x int64) {
 	}
 }
 
+// Put sets without telling OnChange: for values that follow from another tunable's.
+func (v *Var) Put(x int64) { v.v.Store(x) }
+
 // Set parses and checks s as sysctl(8) takes it.
 func (v *Var) Set(s string) error {
 	if v.ReadOnly {

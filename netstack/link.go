@@ -1,0 +1,60 @@
+// Package netstack joins sluice to networks: links that carry frames (TUN
+// devices, capture files), the routing tables, and the stack that owns the
+// router's own addresses.
+package netstack
+
+import (
+	"errors"
+
+	"sluice/packet"
+)
+
+// Link is one interface of the router: a device, or files in its place.
+type Link interface {
+	// Iface is the interface as packets carry it; after SetMTU it is another one with the same index.
+	Iface() *packet.Iface
+	// Queues is the number of queues; each belongs to one worker.
+	Queues() int
+	// Queue is the i-th queue, i < Queues().
+	Queue(i int) Queue
+	// SetMTU changes the MTU (bytes), on the device as well.
+	SetMTU(mtu int) error
+	// Close ends the link and, if sluice made the device, removes it. The
+	// queues must not be in use.
+	Close() error
+}
+
+// Queue carries frames for one goroutine. Errors other than those named below
+// concern one frame only: it is lost, p.Reason says why.
+type Queue interface {
+	// FD is what epoll waits on; -1 if there is nothing to wait for.
+	FD() int
+	// Read fills p: the frame at p.Off with headroom before it, p.GSO and
+	// p.In. ErrAgain: no frame is there now. ErrGone: the device went
+	// away. ErrFrame: a frame came that cannot be used; read on.
+	// io.EOF: a capture file has ended.
+	Read(p *packet.Packet) error
+	// Write sends p's frame; p is the caller's again when it returns, its
+	// content may have changed. ErrGone: the device went away.
+	Write(p *packet.Packet) error
+	// Flush sends what Write has held back.
+	Flush() error
+}
+
+// What Read and Write return, always these very values.
+var (
+	ErrAgain = errors.New("no frame to read")
+	ErrGone  = errors.New("the device is gone")
+	ErrFrame = errors.New("unusable frame")
+	ErrDown  = errors.New("the interface is down")
+	ErrSend  = errors.New("the device refused the frame")
+)
+
+// Why a link lost a frame.
+var (
+	ReasonBadVnetHeader = packet.NewReason("link.bad_vnet_header", "the virtio-net header does not fit the frame")
+	ReasonFrameTooLong  = packet.NewReason("link.too_long", "the frame is longer than 65535 bytes")
+	ReasonNotIP         = packet.NewReason("link.not_ip", "the frame holds neither IPv4 nor IPv6")
+	ReasonLinkDown      = packet.NewReason("link.down", "the outgoing interface is down or gone")
+	ReasonSendError     = packet.NewReason("link.send_error", "the device did not take the frame")
+)

@@ -1,0 +1,351 @@
+package netstack
+
+import (
+	"net/netip"
+
+	"sluice/packet"
+)
+
+// Why the routing decision dropped a packet.
+var (
+	ReasonMartianSource      = packet.NewReason("ip.martian_source", "the IPv4 source address cannot be one: multicast, broadcast, loopback, zero, or the router's own")
+	ReasonMartianDestination = packet.NewReason("ip.martian_destination", "the IPv4 destination address cannot be reached from outside: loopback, zero, or a broadcast of another interface")
+	ReasonRPFilter           = packet.NewReason("ip.rp_filter", "the way back to the IPv4 source leads elsewhere (net.ipv4.conf.*.rp_filter)")
+	ReasonMulticast          = packet.NewReason("ip.multicast", "an IPv4 multicast group that the router has not joined; multicast is not forwarded")
+	ReasonMartianSource6     = packet.NewReason("ipv6.martian_source", "the IPv6 source address cannot be one: multicast, loopback, or IPv4-mapped")
+	ReasonMartianDst6        = packet.NewReason("ipv6.martian_destination", "the IPv6 destination address cannot be reached from outside: loopback, or a multicast scope below the link")
+	ReasonMulticast6         = packet.NewReason("ipv6.multicast", "an IPv6 multicast group that the router has not joined; multicast is not forwarded")
+)
+
+// Input is the routing decision for a packet that came in on p.In, with the
+// checks that go with it (ip_route_input, ip6_route_input). A reason other
+// than zero drops the packet. Otherwise Route.Type says where it goes:
+// local, broadcast, anycast, multicast: to INPUT; unicast: to FORWARD; the
+// rest are errors to answer (or, RouteBlackhole, not). redirect means that
+// the packet leaves where it came in and that its sender could reach the next
+// hop itself. A packet without p.In, or one that comes back through lo, is the router's own.
+func (s *Snapshot) Input(p *packet.Packet) (r Route, redirect bool, reason packet.Reason) {
+	in := p.In
+	if in == nil {
+		in = s.lo
+	}
+	q := Query{Family: p.Family, TOS: tosOf(p), Mark: p.Mark, In: in}
+	b := p.Bytes()
+	if p.Family == packet.IPv6 {
+		q.Src, q.Dst = [16]byte(b[8:24]), [16]byte(b[24:40])
+		return s.input6(&q, p)
+	}
+	copy(q.Src[:4], b[12:16])
+	copy(q.Dst[:4], b[16:20])
+	return s.input4(&q)
+}
+
+// tosOf: IPv4's TOS, IPv6's traffic class.
+func tosOf(p *packet.Packet) uint8 {
+	b := p.Bytes()
+	if p.Family == packet.IPv6 {
+		return b[0]<<4 | b[1]>>4
+	}
+	return b[1]
+}
+
+var lbcast = [4]byte{255, 255, 255, 255}
+
+func (s *Snapshot) input4(q *Query) (r Route, redirect bool, reason packet.Reason) {
+	src, dst := [4]byte(q.Src[:4]), [4]byte(q.Dst[:4])
+	conf := s.Conf(q.In)
+	if dst[0]&0xf0 == 0xe0 {
+		return s.multicast4(q, conf)
+	}
+	if reason = badSource4(src); reason != 0 {
+		return Route{}, false, reason
+	}
+	if dst == lbcast || src == [4]byte{} && dst == [4]byte{} {
+		return s.broadcast4(q, conf)
+	}
+	if src == [4]byte{} {
+		return Route{}, false, ReasonMartianSource
+	}
+	if dst == [4]byte{} {
+		return Route{}, false, ReasonMartianDestination
+	}
+	if own := q.In == s.lo; !own && conf.V4(RouteLocalnet) == 0 {
+		if dst[0] == 127 {
+			return Route{}, false, ReasonMartianDestination
+		}
+		if src[0] == 127 {
+			return Route{}, false, ReasonMartianSource
+		}
+	}
+	r, ok := s.Lookup(q)
+	switch {
+	case !ok:
+		if conf.V4(Forwarding) == 0 {
+			r.Type = RouteUnreachable
+		}
+		return r, false, 0
+	case r.Type == RouteBroadcast:
+		if conf.V4(BCForwarding) != 0 && conf.V4(Forwarding) != 0 {
+			r.Type = RouteUnicast
+			return r, false, 0
+		}
+		return s.broadcast4(q, conf)
+	case r.Type == RouteLocal:
+		_, reason = s.validateSource(q, conf, 0)
+		return r, false, reason
+	case conf.V4(Forwarding) == 0:
+		return Route{Type: RouteUnreachable}, false, 0
+	case r.Type != RouteUnicast:
+		return r, false, ReasonMartianDestination
+	}
+	direct, reason := s.validateSource(q, conf, int32(r.Out.Index))
+	if reason == 0 && direct && r.Out.Index == q.In.Index && conf.V4(SendRedirects) != 0 {
+		redirect = conf.V4(SharedMedia) != 0 || s.sameNet4(r.Out.Index, q.Src, r.NextHop)
+	}
+	return r, redirect, reason
+}
+
+func badSource4(src [4]byte) packet.Reason {
+	if src[0]&0xf0 == 0xe0 || src == lbcast {
+		return ReasonMartianSource
+	}
+	return 0
+}
+
+// broadcast4 takes a broadcast to INPUT: its source may be zero (DHCP), else it has to be valid.
+func (s *Snapshot) broadcast4(q *Query, conf *Conf) (Route, bool, packet.Reason) {
+	r := Route{Type: RouteBroadcast, Scope: ScopeHost, Out: q.In, NextHop: q.Dst, MTU: uint32(q.In.MTU)}
+	if q.Src == [16]byte{} {
+		return r, false, 0
+	}
+	v := *q
+	v.Dst = [16]byte{}
+	_, reason := s.validateSource(&v, conf, 0)
+	return r, false, reason
+}
+
+// multicast4: the router is in 224.0.0.1 on each interface, and in no other group.
+func (s *Snapshot) multicast4(q *Query, conf *Conf) (Route, bool, packet.Reason) {
+	src, dst := [4]byte(q.Src[:4]), [4]byte(q.Dst[:4])
+	if dst != [4]byte{224, 0, 0, 1} && q.In != s.lo {
+		return Route{}, false, ReasonMulticast
+	}
+	if reason := badSource4(src); reason != 0 {
+		return Route{}, false, reason
+	}
+	if src[0] == 127 && q.In != s.lo && conf.V4(RouteLocalnet) == 0 {
+		return Route{}, false, ReasonMartianSource
+	}
+	r := Route{Type: RouteMulticast, Scope: ScopeHost, Out: q.In, NextHop: q.Dst, MTU: uint32(q.In.MTU)}
+	if src == [4]byte{} {
+		// Only link-local groups may be asked by one who has no address yet.
+		return r, false, 0
+	}
+	v := *q
+	v.Dst = [16]byte{}
+	_, reason := s.validateSource(&v, conf, 0)
+	return r, false, reason
+}
+
+// sameNet4: both addresses are on one of the interface's networks (inet_addr_onlink).
+func (s *Snapshot) sameNet4(index int, a, b [16]byte) bool {
+	x, y := netip.AddrFrom4([4]byte(a[:4])), netip.AddrFrom4([4]byte(b[:4]))
+	for _, p := range s.Addrs(index) {
+		if !p.Secondary && p.Prefix.Contains(x) && p.Prefix.Contains(y) {
+			return true
+		}
+	}
+	return false
+}
+
+// ValidateSource is the check of p's source address alone, as Input makes it
+// for a packet to the router itself: martians and rp_filter for IPv4, the
+// addresses that IPv6 rules out.
+func (s *Snapshot) ValidateSource(p *packet.Packet, in *packet.Iface) packet.Reason {
+	b := p.Bytes()
+	q := Query{Family: p.Family, TOS: tosOf(p), Mark: p.Mark, In: in}
+	if p.Family == packet.IPv6 {
+		q.Src, q.Dst = [16]byte(b[8:24]), [16]byte(b[24:40])
+		return s.check6(&q)
+	}
+	copy(q.Src[:4], b[12:16])
+	copy(q.Dst[:4], b[16:20])
+	src := [4]byte(q.Src[:4])
+	conf := s.Conf(in)
+	if src[0]&0xf0 == 0xe0 || src == lbcast || src == [4]byte{} || src[0] == 127 && in != s.lo && conf.V4(RouteLocalnet) == 0 {
+		return ReasonMartianSource
+	}
+	_, reason := s.validateSource(&q, conf, 0)
+	return reason
+}
+
+// validateSource is fib_validate_source. out is the interface that the packet
+// leaves through, 0 for none. direct: the source is a neighbour on q.In.
+func (s *Snapshot) validateSource(q *Query, conf *Conf, out int32) (direct bool, reason packet.Reason) {
+	rpf := conf.V4(RPFilter)
+	in := int32(q.In.Index)
+	if rpf == 0 && (in != out || conf.V4(SendRedirects) == 0) {
+		if conf.V4(AcceptLocal) != 0 {
+			return false, 0
+		}
+		if !s.custom[0] {
+			if s.hasAddr4(q.Src) {
+				return false, ReasonMartianSource
+			}
+			return false, 0
+		}
+	}
+	back := Query{Family: packet.IPv4, TOS: q.TOS, Dst: q.Src, Src: q.Dst}
+	if out != 0 {
+		back.In = s.Iface(int(out))
+	}
+	if conf.V4(SrcValidMark) != 0 {
+		back.Mark = q.Mark
+	}
+	r, h := s.lookupHop4(&back, 0)
+	if h == nil {
+		if rpf != 0 {
+			return false, ReasonRPFilter
+		}
+		return false, 0
+	}
+	if r != RouteUnicast && (r != RouteLocal || conf.V4(AcceptLocal) == 0) {
+		return false, ReasonMartianSource
+	}
+	if h.dev == in || r == RouteLocal && q.In == s.lo {
+		return h.nhScope >= ScopeHost, 0
+	}
+	if !s.hasAny4(q.In.Index) {
+		if rpf != 0 {
+			return false, ReasonRPFilter
+		}
+		return false, 0
+	}
+	if rpf == 1 {
+		return false, ReasonRPFilter
+	}
+	if r, h = s.lookupHop4(&back, in); h != nil && r == RouteUnicast {
+		return h.nhScope >= ScopeHost, 0
+	}
+	return false, 0
+}
+
+// lookupHop4 is Lookup for the way back; nil if there is none, or an error route.
+func (s *Snapshot) lookupHop4(q *Query, out int32) (RouteType, *hop) {
+	if out != 0 {
+		q.Out = s.Iface(int(out))
+	}
+	dst := netip.AddrFrom4([4]byte(q.Dst[:4]))
+	rules := s.rules[0]
+	for i := range rules {
+		ru := &rules[i]
+		if !ru.all && !ru.match(q, dst) {
+			continue
+		}
+		if ru.table == nil {
+			return ru.Action, nil
+		}
+		w, ok := ru.table.Lookup(dst)
+		if !ok {
+			continue
+		}
+		h := &w.first
+		if out != 0 {
+			if h = pick(ru.table, dst, w, out, true); h == nil {
+				continue
+			}
+		}
+		switch {
+		case h.typ == RouteThrow:
+		case h.typ >= RouteBlackhole:
+			return h.typ, nil
+		default:
+			return h.typ, h
+		}
+	}
+	return RouteNone, nil
+}
+
+// hasAddr4: the address itself is an interface's (inet_lookup_ifaddr_rcu).
+func (s *Snapshot) hasAddr4(a [16]byte) bool {
+	t := s.tables[TableLocal]
+	if t == nil {
+		return false
+	}
+	ip := netip.AddrFrom4([4]byte(a[:4]))
+	w, ok := t.Lookup(ip)
+	if !ok || w.first.typ != RouteLocal {
+		return false
+	}
+	_, exact := t.Get(netip.PrefixFrom(ip, 32))
+	return exact
+}
+
+func (s *Snapshot) hasAny4(index int) bool {
+	for i, addrs := 0, s.Addrs(index); i < len(addrs); i++ {
+		if addrs[i].Prefix.Addr().Is4() {
+			return true
+		}
+	}
+	return false
+}
+
+// check6 is what ipv6_rcv says of addresses.
+func (s *Snapshot) check6(q *Query) packet.Reason {
+	src, dst := netip.AddrFrom16(q.Src), netip.AddrFrom16(q.Dst)
+	switch {
+	case src.IsMulticast() || src.Is4In6():
+		return ReasonMartianSource6
+	case q.In == s.lo:
+		return 0
+	case src.IsLoopback():
+		return ReasonMartianSource6
+	case dst.IsLoopback():
+		return ReasonMartianDst6
+	case q.Dst[0] == 0xff && q.Dst[1]&15 <= 1:
+		return ReasonMartianDst6
+	}
+	return 0
+}
+
+func (s *Snapshot) input6(q *Query, p *packet.Packet) (r Route, redirect bool, reason packet.Reason) {
+	if reason = s.check6(q); reason != 0 {
+		return Route{}, false, reason
+	}
+	if q.Dst[0] == 0xff {
+		if !s.joined6(q.In, q.Dst) {
+			return Route{}, false, ReasonMulticast6
+		}
+		return Route{Type: RouteMulticast, Out: q.In, NextHop: q.Dst, MTU: uint32(q.In.MTU)}, false, 0
+	}
+	r, ok := s.Lookup(q)
+	if !ok || r.Type != RouteUnicast {
+		return r, false, 0
+	}
+	if r.Out == q.In {
+		redirect = true
+	}
+	return r, redirect, 0
+}
+
+// joined6: the groups of a router: all nodes, all routers, and the solicited
+// nodes of its own addresses.
+func (s *Snapshot) joined6(in *packet.Iface, g [16]byte) bool {
+	if in == s.lo {
+		return true
+	}
+	all := [16]byte{0xff, g[1]}
+	switch all[15] = g[15]; {
+	case g == all && g[15] == 1 && g[1] <= 2, g == all && g[15] == 2 && (g[1] <= 2 || g[1] == 5):
+		return true
+	}
+	if [13]byte(g[:13]) != [13]byte{0xff, 2, 11: 1, 12: 0xff} {
+		return false
+	}
+	for _, a := range s.Addrs(in.Index) {
+		if b := a.Prefix.Addr().As16(); a.Prefix.Addr().Is6() && [3]byte(b[13:]) == [3]byte(g[13:]) {
+			return true
+		}
+	}
+	return false
+}
