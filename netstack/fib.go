@@ -83,9 +83,6 @@ func NewFIB(s *sysctl.Set) *FIB {
 // Load is the present Snapshot.
 func (f *FIB) Load() *Snapshot { return f.live.Load() }
 
-// Lookup is Load().Lookup.
-func (f *FIB) Lookup(q *Query) (Route, bool) { return f.live.Load().Lookup(q) }
-
 // Loopback is the interface lo.
 func (f *FIB) Loopback() *packet.Iface { return f.lo }
 
@@ -156,7 +153,7 @@ func (s *Snapshot) result(h *hop, dst *[16]byte) (Route, bool) {
 		return r, false
 	}
 	d := s.devs[h.dev]
-	r.Out = d.iface
+	r.Dev = d.iface
 	if r.MTU == 0 {
 		r.MTU = uint32(d.iface.MTU)
 	}
@@ -291,7 +288,6 @@ func (s *Snapshot) Rules(family uint8) []Rule {
 type Entry struct {
 	To netip.Prefix
 	Route
-	Dev   string
 	Proto uint8
 }
 
@@ -314,9 +310,7 @@ func (s *Snapshot) Routes(table uint32, family uint8, f func(Entry) bool) {
 			}
 			e := Entry{To: p, Proto: h.proto}
 			e.Route, _ = s.result(h, &[16]byte{})
-			if e.Out != nil {
-				e.Dev = e.Out.Name
-			}
+			e.PrefixLen = uint8(p.Bits())
 			if !f(e) {
 				return
 			}

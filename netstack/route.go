@@ -78,15 +78,16 @@ type Query struct {
 
 // Route is an answer. The zero Route is "no route".
 type Route struct {
-	Type    RouteType
-	Scope   Scope
-	Gateway bool // NextHop is a gateway, not the destination itself
-	Table   uint32
-	Metric  uint32
-	MTU     uint32        // bytes: the route's, or else the interface's
-	Out     *packet.Iface // nil where Type is an error
-	NextHop [16]byte
-	PrefSrc [16]byte // source address that the route prefers; zero: none
+	Type      RouteType
+	Scope     Scope
+	Gateway   bool // NextHop is a gateway, not the destination itself
+	Table     uint32
+	Metric    uint32
+	MTU       uint32        // bytes: the route's, or else the interface's
+	PrefixLen uint8         // of the matching prefix; Back alone fills it in
+	Dev       *packet.Iface // nil where Type is an error
+	NextHop   [16]byte
+	PrefSrc   [16]byte // source address that the route prefers; zero: none
 }
 
 // RouteSpec describes a route to add or delete.

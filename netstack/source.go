@@ -11,33 +11,154 @@ var (
 	ReasonMartianSource      = packet.NewReason("ip.martian_source", "the IPv4 source address cannot be one: multicast, broadcast, loopback, zero, or the router's own")
 	ReasonMartianDestination = packet.NewReason("ip.martian_destination", "the IPv4 destination address cannot be reached from outside: loopback, zero, or a broadcast of another interface")
 	ReasonRPFilter           = packet.NewReason("ip.rp_filter", "the way back to the IPv4 source leads elsewhere (net.ipv4.conf.*.rp_filter)")
-	ReasonMulticast          = packet.NewReason("ip.multicast", "an IPv4 multicast group that the router has not joined; multicast is not forwarded")
+	ReasonForwardingOff      = packet.NewReason("ip.forwarding_off", "the incoming interface does not forward")
 	ReasonMartianSource6     = packet.NewReason("ipv6.martian_source", "the IPv6 source address cannot be one: multicast, loopback, or IPv4-mapped")
 	ReasonMartianDst6        = packet.NewReason("ipv6.martian_destination", "the IPv6 destination address cannot be reached from outside: loopback, or a multicast scope below the link")
-	ReasonMulticast6         = packet.NewReason("ipv6.multicast", "an IPv6 multicast group that the router has not joined; multicast is not forwarded")
 )
 
 // Input is the routing decision for a packet that came in on p.In, with the
 // checks that go with it (ip_route_input, ip6_route_input). A reason other
-// than zero drops the packet. Otherwise Route.Type says where it goes:
-// local, broadcast, anycast, multicast: to INPUT; unicast: to FORWARD; the
-// rest are errors to answer (or, RouteBlackhole, not). redirect means that
-// the packet leaves where it came in and that its sender could reach the next
-// hop itself. A packet without p.In, or one that comes back through lo, is the router's own.
-func (s *Snapshot) Input(p *packet.Packet) (r Route, redirect bool, reason packet.Reason) {
-	in := p.In
-	if in == nil {
-		in = s.lo
+// than zero drops the packet. Otherwise r.Type says where it goes: local,
+// broadcast, anycast, multicast (if MulticastMember): to INPUT; unicast: to
+// FORWARD; the rest are errors to answer (or, RouteBlackhole, not). A packet
+// without p.In, or one that comes back through lo, is the router's own.
+func (s *Snapshot) Input(p *packet.Packet, r *Route) packet.Reason {
+	q := Query{Family: p.Family, TOS: tosOf(p), Mark: p.Mark, In: p.In}
+	if q.In == nil {
+		q.In = s.lo
 	}
-	q := Query{Family: p.Family, TOS: tosOf(p), Mark: p.Mark, In: in}
 	b := p.Bytes()
 	if p.Family == packet.IPv6 {
 		q.Src, q.Dst = [16]byte(b[8:24]), [16]byte(b[24:40])
-		return s.input6(&q, p)
+		return s.input6(&q, r)
 	}
 	copy(q.Src[:4], b[12:16])
 	copy(q.Dst[:4], b[16:20])
-	return s.input4(&q)
+	return s.input4(&q, r)
+}
+
+// Output is the routing decision for a packet of the router's own; r.Type says
+// what comes of it. p.Out, if set, is the interface it is bound to.
+func (s *Snapshot) Output(p *packet.Packet, r *Route) {
+	q := Query{Family: p.Family, TOS: tosOf(p), Mark: p.Mark, Out: p.Out, Src: p.Src(), Dst: p.Dst()}
+	if p.Family == packet.IPv4 && [4]byte(q.Dst[:4]) == lbcast && p.Out != nil {
+		*r = Route{Type: RouteBroadcast, Dev: p.Out, NextHop: q.Dst, MTU: uint32(p.Out.MTU)}
+		return
+	}
+	*r, _ = s.Lookup(&q)
+	s.viaLoopback(r)
+}
+
+// viaLoopback: what goes to the router itself goes through lo, whichever interface has the address.
+func (s *Snapshot) viaLoopback(r *Route) {
+	if r.Type == RouteLocal || r.Type == RouteAnycast {
+		r.Dev, r.MTU = s.lo, uint32(s.lo.MTU)
+	}
+}
+
+// Back is the route of a packet of the router's own to p's source, as for an
+// ICMP error about p, with PrefixLen. false: there is no way back.
+func (s *Snapshot) Back(p *packet.Packet, r *Route) bool {
+	q := Query{Family: p.Family, TOS: tosOf(p), Dst: p.Src()}
+	if p.Family == packet.IPv6 && linkScope6(&q.Dst) {
+		q.Out = p.In
+	}
+	var ok bool
+	if *r, ok = s.Lookup(&q); !ok {
+		return false
+	}
+	ip := Addr(p.Family, q.Dst)
+	if t := s.tables[r.Table]; t != nil {
+		if at, _, found := t.LookupPrefixLPM(netip.PrefixFrom(ip, ip.BitLen())); found {
+			r.PrefixLen = uint8(at.Bits())
+		}
+	}
+	s.viaLoopback(r)
+	return true
+}
+
+// ReversePath is what `-m rpfilter` asks: does the way back to p's source lead
+// out where p came in (loose: anywhere)? A source of the router's own passes
+// with acceptLocal only.
+func (s *Snapshot) ReversePath(p *packet.Packet, loose, validMark, acceptLocal bool) bool {
+	q := Query{Family: p.Family, TOS: tosOf(p), Dst: p.Src(), Src: p.Dst()}
+	if validMark {
+		q.Mark = p.Mark
+	}
+	if p.Family == packet.IPv6 {
+		return s.reversePath6(p, &q, loose, acceptLocal)
+	}
+	q.TOS &= 0x1c // the match looks at IPTOS_RT_MASK alone
+	typ, h := s.lookupHop4(&q, 0)
+	if h == nil || typ != RouteUnicast && (typ != RouteLocal || !acceptLocal) {
+		return false
+	}
+	return loose || p.In != nil && (int(h.dev) == p.In.Index || typ == RouteLocal && p.In == s.lo)
+}
+
+func (s *Snapshot) reversePath6(p *packet.Packet, q *Query, loose, acceptLocal bool) bool {
+	if q.Dst == [16]byte{} || q.Dst[0] == 0xff {
+		return false
+	}
+	strict := linkScope6(&q.Dst)
+	if strict || !loose {
+		q.In = p.In
+	}
+	if strict {
+		q.Out, q.In = p.In, nil
+	}
+	r, ok := s.Lookup(q)
+	if !ok {
+		return false
+	}
+	if r.Type == RouteLocal || r.Type == RouteAnycast {
+		return r.Type == RouteLocal && acceptLocal
+	}
+	return loose || r.Dev == p.In
+}
+
+// Forwarding reports whether packets that come in on this interface are
+// forwarded: IPv4 by the interface, IPv6 for all or by force_forwarding.
+func (s *Snapshot) Forwarding(in *packet.Iface, family uint8) bool {
+	if family == packet.IPv4 {
+		return s.Conf(in).V4(Forwarding) != 0
+	}
+	return s.conf.all.V6(V6Forwarding) != 0 || s.Conf(in).V6(V6ForceForwarding) != 0
+}
+
+// SendRedirects reports whether the sender of p, which leaves where it came in,
+// is to be told of the next hop: the interface sends redirects, the sender is
+// on its link, and so is the next hop.
+func (s *Snapshot) SendRedirects(p *packet.Packet) bool {
+	if p.In == nil || p.In != p.Out {
+		return false
+	}
+	if p.Family == packet.IPv6 {
+		return true
+	}
+	conf := s.Conf(p.In)
+	if conf.V4(SendRedirects) == 0 {
+		return false
+	}
+	q := Query{Family: p.Family, TOS: tosOf(p), Mark: p.Mark, In: p.In, Src: p.Src(), Dst: p.Dst()}
+	direct, reason := s.validateSource(&q, conf, int32(p.Out.Index))
+	if !direct || reason != 0 {
+		return false
+	}
+	return conf.V4(SharedMedia) != 0 || s.sameNet4(p.Out.Index, q.Src, p.Route.NextHop)
+}
+
+// MulticastMember reports whether the router has joined the group that p is for
+// on p.In: all hosts for IPv4; all nodes, all routers and the solicited-node
+// groups of its own addresses for IPv6.
+func (s *Snapshot) MulticastMember(p *packet.Packet) bool {
+	if p.In == nil || p.In == s.lo {
+		return true
+	}
+	if p.Family == packet.IPv4 {
+		return [4]byte(p.Bytes()[16:20]) == [4]byte{224, 0, 0, 1}
+	}
+	return s.joined6(p.In, p.Dst())
 }
 
 // tosOf: IPv4's TOS, IPv6's traffic class.
@@ -51,58 +172,54 @@ func tosOf(p *packet.Packet) uint8 {
 
 var lbcast = [4]byte{255, 255, 255, 255}
 
-func (s *Snapshot) input4(q *Query) (r Route, redirect bool, reason packet.Reason) {
+func (s *Snapshot) input4(q *Query, r *Route) packet.Reason {
 	src, dst := [4]byte(q.Src[:4]), [4]byte(q.Dst[:4])
 	conf := s.Conf(q.In)
 	if dst[0]&0xf0 == 0xe0 {
-		return s.multicast4(q, conf)
+		return s.multicast4(q, conf, r)
 	}
-	if reason = badSource4(src); reason != 0 {
-		return Route{}, false, reason
+	if reason := badSource4(src); reason != 0 {
+		return reason
 	}
 	if dst == lbcast || src == [4]byte{} && dst == [4]byte{} {
-		return s.broadcast4(q, conf)
+		return s.broadcast4(q, conf, r)
 	}
 	if src == [4]byte{} {
-		return Route{}, false, ReasonMartianSource
+		return ReasonMartianSource
 	}
 	if dst == [4]byte{} {
-		return Route{}, false, ReasonMartianDestination
+		return ReasonMartianDestination
 	}
-	if own := q.In == s.lo; !own && conf.V4(RouteLocalnet) == 0 {
+	if q.In != s.lo && (src[0] == 127 || dst[0] == 127) && conf.V4(RouteLocalnet) == 0 {
 		if dst[0] == 127 {
-			return Route{}, false, ReasonMartianDestination
+			return ReasonMartianDestination
 		}
-		if src[0] == 127 {
-			return Route{}, false, ReasonMartianSource
-		}
+		return ReasonMartianSource
 	}
-	r, ok := s.Lookup(q)
+	var ok bool
+	*r, ok = s.Lookup(q)
 	switch {
 	case !ok:
 		if conf.V4(Forwarding) == 0 {
-			r.Type = RouteUnreachable
+			return ReasonForwardingOff
 		}
-		return r, false, 0
+		return 0
 	case r.Type == RouteBroadcast:
 		if conf.V4(BCForwarding) != 0 && conf.V4(Forwarding) != 0 {
 			r.Type = RouteUnicast
-			return r, false, 0
+			return 0
 		}
-		return s.broadcast4(q, conf)
+		return s.broadcast4(q, conf, r)
 	case r.Type == RouteLocal:
-		_, reason = s.validateSource(q, conf, 0)
-		return r, false, reason
+		_, reason := s.validateSource(q, conf, 0)
+		return reason
 	case conf.V4(Forwarding) == 0:
-		return Route{Type: RouteUnreachable}, false, 0
+		return ReasonForwardingOff
 	case r.Type != RouteUnicast:
-		return r, false, ReasonMartianDestination
+		return ReasonMartianDestination
 	}
-	direct, reason := s.validateSource(q, conf, int32(r.Out.Index))
-	if reason == 0 && direct && r.Out.Index == q.In.Index && conf.V4(SendRedirects) != 0 {
-		redirect = conf.V4(SharedMedia) != 0 || s.sameNet4(r.Out.Index, q.Src, r.NextHop)
-	}
-	return r, redirect, reason
+	_, reason := s.validateSource(q, conf, int32(r.Dev.Index))
+	return reason
 }
 
 func badSource4(src [4]byte) packet.Reason {
@@ -113,38 +230,34 @@ func badSource4(src [4]byte) packet.Reason {
 }
 
 // broadcast4 takes a broadcast to INPUT: its source may be zero (DHCP), else it has to be valid.
-func (s *Snapshot) broadcast4(q *Query, conf *Conf) (Route, bool, packet.Reason) {
-	r := Route{Type: RouteBroadcast, Scope: ScopeHost, Out: q.In, NextHop: q.Dst, MTU: uint32(q.In.MTU)}
-	if q.Src == [16]byte{} {
-		return r, false, 0
-	}
-	v := *q
-	v.Dst = [16]byte{}
-	_, reason := s.validateSource(&v, conf, 0)
-	return r, false, reason
+func (s *Snapshot) broadcast4(q *Query, conf *Conf, r *Route) packet.Reason {
+	*r = Route{Type: RouteBroadcast, Scope: ScopeHost, Dev: q.In, NextHop: q.Dst, MTU: uint32(q.In.MTU)}
+	return s.validateAnyDst(q, conf)
 }
 
-// multicast4: the router is in 224.0.0.1 on each interface, and in no other group.
-func (s *Snapshot) multicast4(q *Query, conf *Conf) (Route, bool, packet.Reason) {
-	src, dst := [4]byte(q.Src[:4]), [4]byte(q.Dst[:4])
-	if dst != [4]byte{224, 0, 0, 1} && q.In != s.lo {
-		return Route{}, false, ReasonMulticast
-	}
+func (s *Snapshot) multicast4(q *Query, conf *Conf, r *Route) packet.Reason {
+	src := [4]byte(q.Src[:4])
 	if reason := badSource4(src); reason != 0 {
-		return Route{}, false, reason
+		return reason
 	}
 	if src[0] == 127 && q.In != s.lo && conf.V4(RouteLocalnet) == 0 {
-		return Route{}, false, ReasonMartianSource
+		return ReasonMartianSource
 	}
-	r := Route{Type: RouteMulticast, Scope: ScopeHost, Out: q.In, NextHop: q.Dst, MTU: uint32(q.In.MTU)}
-	if src == [4]byte{} {
-		// Only link-local groups may be asked by one who has no address yet.
-		return r, false, 0
+	*r = Route{Type: RouteMulticast, Scope: ScopeHost, Dev: q.In, NextHop: q.Dst, MTU: uint32(q.In.MTU)}
+	if src == [4]byte{} && [3]byte(q.Dst[:3]) != [3]byte{224, 0, 0} {
+		return ReasonMartianSource // who has no address yet may ask link-local groups alone
+	}
+	return s.validateAnyDst(q, conf)
+}
+
+func (s *Snapshot) validateAnyDst(q *Query, conf *Conf) packet.Reason {
+	if q.Src == [16]byte{} {
+		return 0
 	}
 	v := *q
 	v.Dst = [16]byte{}
 	_, reason := s.validateSource(&v, conf, 0)
-	return r, false, reason
+	return reason
 }
 
 // sameNet4: both addresses are on one of the interface's networks (inet_addr_onlink).
@@ -308,32 +421,19 @@ func (s *Snapshot) check6(q *Query) packet.Reason {
 	return 0
 }
 
-func (s *Snapshot) input6(q *Query, p *packet.Packet) (r Route, redirect bool, reason packet.Reason) {
-	if reason = s.check6(q); reason != 0 {
-		return Route{}, false, reason
+func (s *Snapshot) input6(q *Query, r *Route) packet.Reason {
+	if reason := s.check6(q); reason != 0 {
+		return reason
 	}
 	if q.Dst[0] == 0xff {
-		if !s.joined6(q.In, q.Dst) {
-			return Route{}, false, ReasonMulticast6
-		}
-		return Route{Type: RouteMulticast, Out: q.In, NextHop: q.Dst, MTU: uint32(q.In.MTU)}, false, 0
+		*r = Route{Type: RouteMulticast, Dev: q.In, NextHop: q.Dst, MTU: uint32(q.In.MTU)}
+		return 0
 	}
-	r, ok := s.Lookup(q)
-	if !ok || r.Type != RouteUnicast {
-		return r, false, 0
-	}
-	if r.Out == q.In {
-		redirect = true
-	}
-	return r, redirect, 0
+	*r, _ = s.Lookup(q)
+	return 0
 }
 
-// joined6: the groups of a router: all nodes, all routers, and the solicited
-// nodes of its own addresses.
 func (s *Snapshot) joined6(in *packet.Iface, g [16]byte) bool {
-	if in == s.lo {
-		return true
-	}
 	all := [16]byte{0xff, g[1]}
 	switch all[15] = g[15]; {
 	case g == all && g[15] == 1 && g[1] <= 2, g == all && g[15] == 2 && (g[1] <= 2 || g[1] == 5):

@@ -12,7 +12,13 @@ type reason struct{ name, doc string }
 var reasons = []reason{{"none", "not dropped"}}
 
 // NewReason registers a drop reason; called from package-level variables only.
+// Two packages that drop for the same reason share it: the name decides.
 func NewReason(name, doc string) Reason {
+	for i := range reasons {
+		if reasons[i].name == name {
+			return Reason(i)
+		}
+	}
 	if len(reasons) == MaxReasons {
 		panic("packet: too many drop reasons")
 	}
