@@ -67,6 +67,15 @@ func (l *Local) endpoint(network string, a netip.Addr, owner Owner) (tcpip.Endpo
 	return ep, wq, nil
 }
 
+// keepAlive asks after silent peers, as Go's net does on Linux.
+func keepAlive(ep tcpip.Endpoint) {
+	idle, interval := tcpip.KeepaliveIdleOption(15*time.Second), tcpip.KeepaliveIntervalOption(15*time.Second)
+	ep.SetSockOpt(&idle)
+	ep.SetSockOpt(&interval)
+	ep.SetSockOptInt(tcpip.KeepaliveCountOption, 9)
+	ep.SocketOptions().SetKeepAlive(true)
+}
+
 func (l *Local) forget(ep tcpip.Endpoint) {
 	l.mu.Lock()
 	delete(l.owners, ep)
@@ -123,6 +132,7 @@ func (s *listener) Accept() (net.Conn, error) {
 		ep, wq, terr := s.ep.Accept(nil)
 		switch terr.(type) {
 		case nil:
+			keepAlive(ep)
 			s.local.mu.Lock()
 			s.local.owners[ep] = &s.owner
 			s.local.mu.Unlock()
@@ -226,6 +236,7 @@ func (l *Local) DialContext(ctx context.Context, network string, laddr, raddr ne
 		return fail(sysError("connect", terr))
 	}
 	if tcpNet {
+		keepAlive(ep)
 		return &tcpConn{TCPConn: gonet.NewTCPConn(wq, ep), local: l, ep: ep}, nil
 	}
 	return &udpConn{UDPConn: gonet.NewUDPConn(wq, ep), local: l, ep: ep}, nil

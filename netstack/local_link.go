@@ -25,7 +25,7 @@ func (l *Local) Deliver(p *packet.Packet) bool {
 		p.Reason = ReasonLocalFragment
 		return false
 	}
-	if !p.GSO.NeedsCsum && !p.Is(packet.L4ChecksumOK) && !p.VerifyL4() {
+	if !p.VerifyL4() || udp6NoChecksum(p) {
 		l.stats.badChecksum.Add(1)
 		p.Reason = ReasonLocalChecksum
 		return false
@@ -41,6 +41,15 @@ func (l *Local) Deliver(p *packet.Packet) bool {
 	r.commit(n, &record{proto: p.Proto, l4: p.L4})
 	l.stats.delivered[p.Worker].Add(1)
 	return true
+}
+
+// udp6NoChecksum: over IPv6 a UDP checksum of zero is an error (RFC 8200, 8.1).
+func udp6NoChecksum(p *packet.Packet) bool {
+	if p.Proto != packet.ProtoUDP || p.Family != packet.IPv6 || !p.Is(packet.HasL4) || p.GSO.NeedsCsum {
+		return false
+	}
+	t := p.Transport()
+	return t[6]|t[7] == 0
 }
 
 // inject hands what worker i delivered to gVisor, in order.
