@@ -1,0 +1,437 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Handler runs a command; argv[0] is the name it is registered under. ctx ends
+// when the client goes away or the server closes. It returns the exit status.
+type Handler func(ctx context.Context, argv []string, stdin io.Reader, stdout, stderr io.Writer) int
+
+const (
+	maxClients  = 256              // at once; more are refused
+	requestTime = 10 * time.Second // in which a client has to say what it wants
+)
+
+// Server answers on one socket.
+type Server struct {
+	Path string
+	Log  *slog.Logger // nil: slog's default
+
+	l        *net.UnixListener
+	ctx      context.Context
+	stop     context.CancelFunc
+	wg       sync.WaitGroup
+	slots    chan struct{}
+	mu       sync.RWMutex
+	handlers map[string]Handler
+}
+
+// LiveError is Listen's answer where a router answers on the socket already.
+type LiveError struct{ Path string }
+
+func (e *LiveError) Error() string {
+	return fmt.Sprintf("a sluice is already running on %s", e.Path)
+}
+
+// Listen makes the socket, mode 0600. One that nobody answers on is replaced;
+// anything else at path is left alone and refused.
+func Listen(path string) (*Server, error) {
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return nil, fmt.Errorf("the control socket's folder: %w", err)
+	}
+	defer dir.Close()
+	// two routers that start at once must not both find the socket stale
+	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX); err != nil {
+		return nil, fmt.Errorf("the control socket's folder %s: flock: %w", dir.Name(), err)
+	}
+	if err := clear(path); err != nil {
+		return nil, err
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return nil, fmt.Errorf("the control socket: %w", err)
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		l.Close()
+		return nil, fmt.Errorf("the control socket: %w", err)
+	}
+	s := &Server{Path: path, l: l, handlers: map[string]Handler{}, slots: make(chan struct{}, maxClients)}
+	s.ctx, s.stop = context.WithCancel(context.Background())
+	return s, nil
+}
+
+// clear removes a socket that nobody listens on.
+func clear(path string) error {
+	st, err := os.Lstat(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return fmt.Errorf("the control socket: %w", err)
+	}
+	if st.Mode()&os.ModeSymlink != 0 { // our own kind of entry for a socket elsewhere
+		if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
+			return os.Remove(path)
+		}
+	} else if st.Mode()&os.ModeSocket == 0 {
+		return fmt.Errorf("the control socket: %s is there and is not a socket", path)
+	}
+	switch live, err := alive(path); {
+	case err != nil:
+		return fmt.Errorf("the control socket: %s is in the way: %w", path, err)
+	case live:
+		return &LiveError{path}
+	}
+	if err := os.Remove(path); err != nil {
+		return fmt.Errorf("the control socket: %w", err)
+	}
+	return nil
+}
+
+// alive reports whether somebody listens on the socket.
+func alive(path string) (bool, error) {
+	c, err := net.Dial("unix", path)
+	switch {
+	case err == nil:
+		c.Close()
+		return true, nil
+	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ENOENT):
+		return false, nil
+	case errors.Is(err, syscall.EAGAIN): // its queue is full: there is one
+		return true, nil
+	}
+	return false, err
+}
+
+// Handle registers a command.
+func (s *Server) Handle(name string, h Handler) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.handlers[name] = h
+}
+
+// Serve answers until Close.
+func (s *Server) Serve() error {
+	for {
+		c, err := s.l.AcceptUnix()
+		if err != nil {
+			if s.ctx.Err() != nil {
+				return nil
+			}
+			if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) || errors.Is(err, syscall.ECONNABORTED) {
+				s.log().Warn("control socket", "err", err)
+				select { // a full descriptor table does not get better by asking at once
+				case <-s.ctx.Done():
+				case <-time.After(50 * time.Millisecond):
+				}
+				continue
+			}
+			return fmt.Errorf("control socket: %w", err)
+		}
+		select {
+		case s.slots <- struct{}{}:
+		default:
+			refuse(c, fmt.Sprintf("the router is serving %d clients already", maxClients))
+			c.Close()
+			continue
+		}
+		s.wg.Add(1)
+		go func() {
+			defer func() { c.Close(); <-s.slots; s.wg.Done() }()
+			s.serve(c)
+		}()
+	}
+}
+
+// Close ends all requests, waits for them and removes the socket.
+func (s *Server) Close() error {
+	s.stop()
+	err := s.l.Close()
+	s.wg.Wait()
+	return err
+}
+
+func (s *Server) log() *slog.Logger {
+	if s.Log != nil {
+		return s.Log
+	}
+	return slog.Default()
+}
+
+// refuse ends a connection in words; a client that does not read them has bad luck.
+func refuse(c net.Conn, why string) {
+	c.SetWriteDeadline(time.Now().Add(time.Second))
+	writeFrame(c, frameRefused, []byte(why))
+}
+
+// checkPeer lets in who the socket is for: the router's own user, and root.
+func checkPeer(c *net.UnixConn) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var cred *unix.Ucred
+	var credErr error
+	if err := raw.Control(func(fd uintptr) {
+		cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	}); err != nil {
+		return err
+	}
+	if credErr != nil {
+		return credErr
+	}
+	return allowed(cred.Uid, uint32(os.Geteuid()))
+}
+
+func allowed(peer, own uint32) error {
+	if peer != own && peer != 0 {
+		return fmt.Errorf("uid %d may not control this router: it belongs to uid %d", peer, own)
+	}
+	return nil
+}
+
+func (s *Server) serve(c *net.UnixConn) {
+	if err := checkPeer(c); err != nil {
+		s.log().Warn("control socket: client refused", "reason", err)
+		refuse(c, err.Error())
+		return
+	}
+	s.converse(c)
+}
+
+// converse serves one client whose credentials are good.
+func (s *Server) converse(c net.Conn) {
+	ctx, cancel := context.WithCancel(s.ctx)
+	defer cancel()
+	defer context.AfterFunc(s.ctx, func() {
+		c.SetReadDeadline(time.Unix(1, 0))
+		c.SetWriteDeadline(time.Now().Add(time.Second)) // a client that does not read cannot keep the router from ending
+	})()
+
+	c.SetReadDeadline(time.Now().Add(requestTime))
+	kind, data, err := readFrame(c, nil)
+	var argv []string
+	if err == nil && kind != frameRequest {
+		err = errFrame(fmt.Sprintf("a frame of kind %q where a request belongs", kind))
+	}
+	if err == nil {
+		argv, err = decodeRequest(data)
+	}
+	if err != nil {
+		if malformed := errFrame(""); errors.As(err, &malformed) {
+			refuse(c, "bad request: "+malformed.Error())
+		}
+		return
+	}
+	s.mu.RLock()
+	h := s.handlers[argv[0]]
+	s.mu.RUnlock()
+	if h == nil {
+		refuse(c, fmt.Sprintf("this router has no command %q", argv[0]))
+		return
+	}
+	if s.ctx.Err() == nil {
+		c.SetReadDeadline(time.Time{})
+	}
+
+	out := &output{c: c, cancel: cancel}
+	in := &input{ctx: ctx, out: out, frames: make(chan []byte, 1)}
+	gone := make(chan struct{})
+	go func() {
+		defer close(gone)
+		defer cancel() // the client went away, or talks nonsense
+		if err := in.receive(c); err != nil {
+			if malformed := errFrame(""); errors.As(err, &malformed) {
+				out.last(frameRefused, []byte("bad request: "+malformed.Error()))
+			}
+		}
+	}()
+	status := s.run(ctx, h, argv, in, out)
+	out.last(frameExit, []byte{byte(status)})
+	c.Close()
+	<-gone
+}
+
+// run calls the handler; a bug in it ends the request, not the router.
+func (s *Server) run(ctx context.Context, h Handler, argv []string, in *input, out *output) (status int) {
+	defer func() {
+		if r := recover(); r != nil {
+			s.log().Error("control socket: command failed", "command", argv[0], "panic", r, "stack", string(debug.Stack()))
+			fmt.Fprintf(stream{out, frameErr}, "%s: internal error: %v\n", argv[0], r)
+			status = 1
+		}
+	}()
+	return h(ctx, argv, in, stream{out, frameOut}, stream{out, frameErr})
+}
+
+// output is the way to the client; stdout and stderr share it.
+type output struct {
+	mu     sync.Mutex
+	c      net.Conn
+	done   bool
+	cancel context.CancelFunc
+}
+
+var errGone = errors.New("the client is gone")
+
+func (o *output) send(kind byte, data []byte) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.done {
+		return errGone
+	}
+	if err := writeFrame(o.c, kind, data); err != nil {
+		o.done = true
+		o.cancel()
+		return errGone
+	}
+	return nil
+}
+
+func (o *output) last(kind byte, data []byte) {
+	o.send(kind, data)
+	o.mu.Lock()
+	o.done = true
+	o.mu.Unlock()
+}
+
+// stream is one of the two output streams.
+type stream struct {
+	out  *output
+	kind byte
+}
+
+func (s stream) Write(p []byte) (n int, err error) {
+	for len(p) > 0 {
+		k := min(len(p), maxData)
+		if err := s.out.send(s.kind, p[:k]); err != nil {
+			return n, err
+		}
+		p, n = p[k:], n+k
+	}
+	return n, nil
+}
+
+// input is the command's standard input.
+type input struct {
+	ctx    context.Context
+	out    *output
+	frames chan []byte // at most the one asked for; nil: the end
+	rest   []byte
+	ended  bool
+
+	mu     sync.Mutex
+	wanted bool
+}
+
+// Read asks the client for more and waits for it.
+func (in *input) Read(p []byte) (int, error) {
+	if len(in.rest) == 0 && !in.ended {
+		in.mu.Lock()
+		in.wanted = true
+		in.mu.Unlock()
+		if err := in.out.send(frameWant, nil); err != nil {
+			return 0, err
+		}
+		select {
+		case <-in.ctx.Done():
+			return 0, errGone
+		case in.rest = <-in.frames:
+			in.ended = len(in.rest) == 0
+		}
+	}
+	if in.ended {
+		return 0, io.EOF
+	}
+	n := copy(p, in.rest)
+	in.rest = in.rest[n:]
+	return n, nil
+}
+
+// receive takes the client's frames until it goes away. What nobody asked for is an error.
+func (in *input) receive(c net.Conn) error {
+	for {
+		kind, data, err := readFrame(c, nil)
+		if err != nil {
+			return err
+		}
+		in.mu.Lock()
+		wanted := in.wanted
+		in.wanted = false
+		in.mu.Unlock()
+		switch {
+		case kind != frameInput && kind != frameEnd:
+			return errFrame(fmt.Sprintf("a frame of kind %q where standard input belongs", kind))
+		case !wanted:
+			return errFrame("standard input that nothing asked for")
+		case kind == frameInput && len(data) == 0:
+			return errFrame("a frame of standard input without any")
+		case kind == frameEnd:
+			data = nil
+		}
+		select {
+		case in.frames <- data:
+		case <-in.ctx.Done():
+			return nil
+		}
+	}
+}
+
+// Buffered gathers what h prints and sends it when h is done: for a command
+// that holds a lock while it prints, so that a client that does not read (a
+// pager) keeps nobody else waiting.
+func Buffered(h Handler) Handler {
+	return func(ctx context.Context, argv []string, stdin io.Reader, stdout, stderr io.Writer) int {
+		b := &gathered{}
+		status := h(ctx, argv, stdin, gatherer{b, false}, gatherer{b, true})
+		for _, p := range b.parts {
+			if p.toErr {
+				stderr.Write(p.text)
+			} else {
+				stdout.Write(p.text)
+			}
+		}
+		return status
+	}
+}
+
+// gathered keeps both streams, in the order they were written.
+type gathered struct {
+	mu    sync.Mutex
+	parts []part
+}
+
+type part struct {
+	toErr bool
+	text  []byte
+}
+
+type gatherer struct {
+	b     *gathered
+	toErr bool
+}
+
+func (g gatherer) Write(p []byte) (int, error) {
+	g.b.mu.Lock()
+	defer g.b.mu.Unlock()
+	if n := len(g.b.parts); n > 0 && g.b.parts[n-1].toErr == g.toErr {
+		g.b.parts[n-1].text = append(g.b.parts[n-1].text, p...)
+	} else {
+		g.b.parts = append(g.b.parts, part{g.toErr, append([]byte(nil), p...)})
+	}
+	return len(p), nil
+}
