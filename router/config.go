@@ -260,17 +260,10 @@ func (r *RulesetConfig) Script() []ScriptLine {
 	return out
 }
 
-// Service types.
-const (
-	ServiceEcho    = "echo"
-	ServiceDiscard = "discard"
-	ServiceHTTP    = "http"
-)
-
 // ServiceConfig is one [[service]]: a local socket on the router itself.
 type ServiceConfig struct {
 	Pos    Position `toml:"-"`
-	Type   string   `toml:"type"`
+	Type   string   `toml:"type"` // one of services.Types
 	Listen []Listen `toml:"listen"`
 	UID    uint32   `toml:"uid"` // what the owner match sees; default 0
 	GID    uint32   `toml:"gid"`

@@ -23,6 +23,13 @@ func Linux(name string) (dev string, ok bool) {
 	return dev, ok
 }
 
+// Linux reports whether the kernel has a tunable of this name, so that setting
+// one that is not in s deserves a warning rather than an error.
+func (s *Set) Linux(name string) bool {
+	_, ok := Linux(name)
+	return ok
+}
+
 // splitDev takes the interface out of net.ipv4.conf.DEV.x; DEV may have dots itself.
 func splitDev(name string) (generic, dev string) {
 	for _, p := range []string{"net.ipv4.conf.", "net.ipv6.conf.", "net.ipv4.neigh.", "net.ipv6.neigh."} {

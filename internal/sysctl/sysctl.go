@@ -15,6 +15,7 @@ import (
 type Var struct {
 	Name     string // "net.ipv4.ip_forward"
 	Doc      string
+	Default  int64
 	Min, Max int64
 	ReadOnly bool
 	Inert    bool // Linux has it, it means nothing here: setting it warns
@@ -78,7 +79,7 @@ func (s *Set) New(name string, def, min, max int64) *Var {
 	if v := s.vars[name]; v != nil {
 		return v
 	}
-	v := &Var{Name: name, Min: min, Max: max}
+	v := &Var{Name: name, Default: def, Min: min, Max: max}
 	v.v.Store(def)
 	s.vars[name] = v
 	return v
