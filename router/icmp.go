@@ -10,17 +10,15 @@ import (
 // icmpError answers p with an ICMP or ICMPv6 error (icmp_send, icmp6_send): not
 // about broadcasts, later fragments or other errors, and within Linux's rate limits.
 func (w *worker) icmpError(p *packet.Packet, typ, code uint8, rest uint32) {
-	src := p.Src()
-	dstType := w.r.fib.AddrType(p.Family, p.Dst(), nil)
-	if dstType == netstack.RouteBroadcast || dstType == netstack.RouteMulticast && !(p.Family == packet.IPv6 && typ == 2) {
+	dst := w.fib.AddrType(p.Family, p.Dst(), nil)
+	if dst == netstack.RouteBroadcast || dst == netstack.RouteMulticast && !(p.Family == packet.IPv6 && typ == 2) {
 		return
 	}
-	var back netstack.Route
-	from, ok := w.errorSource(p, dstType, &back)
+	from, plen, ok := w.errorSource(p, dst == netstack.RouteLocal)
 	if !ok {
 		return
 	}
-	if !w.r.limit.allow(p.Family, typ, code, src, int(back.PrefixLen), w.now) {
+	if !w.r.limit.allow(p.Family, typ, code, p.Src(), plen, w.now) {
 		w.icmpLimited++
 		return
 	}
@@ -32,6 +30,11 @@ func (w *worker) icmpError(p *packet.Packet, typ, code uint8, rest uint32) {
 		w.free(e)
 		return
 	}
+	if p.Family == packet.IPv4 {
+		e.SetTTL(uint8(w.r.knobs.ttl4.Load()))
+	} else {
+		e.SetTTL(uint8(w.r.knobs.ttl6.Load()))
+	}
 	// The error belongs to the connection of the packet that caused it (nf_conntrack_attach).
 	attach(e, p)
 	w.icmpSent++
@@ -39,24 +42,32 @@ func (w *worker) icmpError(p *packet.Packet, typ, code uint8, rest uint32) {
 }
 
 // errorSource picks an error's source: the address that was asked, where it is
-// the router's own, else the one that a packet back to the sender would get.
-func (w *worker) errorSource(p *packet.Packet, dstType netstack.RouteType, back *netstack.Route) ([16]byte, bool) {
-	fib := w.r.fib
-	if !fib.Back(p, back) {
-		return [16]byte{}, false
+// the router's own, else the one that an answer to the sender would get.
+// plen is the length of that route's prefix.
+func (w *worker) errorSource(p *packet.Packet, own bool) (from [16]byte, plen int, ok bool) {
+	q := netstack.Query{Family: p.Family, TOS: p.TOS(), Dst: p.Src()}
+	back, ok := w.fib.Lookup(&q)
+	if !ok {
+		return from, 0, false
 	}
-	if dstType == netstack.RouteLocal {
-		return p.Dst(), true
+	plen = w.fib.PrefixLen(&q)
+	if own {
+		return p.Dst(), plen, true
 	}
 	if p.Family == packet.IPv4 && p.In != nil && w.r.knobs.errorsUseInbound.Load() != 0 {
-		if a, ok := fib.SourceFor(p.Family, p.In, p.Src()); ok {
-			return a, true
+		if from, ok = w.fib.SourceFor(p.Family, p.In, p.Src()); ok {
+			return from, plen, true
 		}
 	}
-	if back.PrefSrc != [16]byte{} {
-		return back.PrefSrc, true
+	from = back.PrefSrc
+	if from == [16]byte{} {
+		to := back.NextHop
+		if p.Family == packet.IPv6 {
+			to = p.Src()
+		}
+		from, ok = w.fib.SourceFor(p.Family, back.Out, to)
 	}
-	return fib.SourceFor(p.Family, back.Dev, back.NextHop)
+	return from, plen, ok
 }
 
 func attach(e, p *packet.Packet) {
@@ -72,7 +83,7 @@ func attach(e, p *packet.Packet) {
 
 // redirect tells a host that the next hop is on its own link (ip_rt_send_redirect).
 func (w *worker) redirect(p *packet.Packet) {
-	if !w.r.fib.SendRedirects(p) || !w.r.redirects.allow(p.Src(), w.now) {
+	if !w.r.redirects.allow(p.Src(), w.now) {
 		return
 	}
 	w.icmpError(p, 5, 1, binary.BigEndian.Uint32(p.Route.NextHop[:4]))

@@ -109,3 +109,52 @@ func (l *icmpLimiter) peer(family uint8, dst [16]byte, interval, ms int64) bool 
 	b.tokens -= interval
 	return true
 }
+
+// redirectLimiter holds back ICMP redirects to a host that does not heed them
+// (ip_rt_send_redirect): nine at most, ever slower, and silence then.
+type redirectLimiter struct {
+	mu    sync.Mutex
+	hosts map[[16]byte]*redirectState
+}
+
+type redirectState struct {
+	sent int
+	last int64 // ms
+}
+
+const (
+	redirectNumber  = 9
+	redirectLoad    = 20    // ms
+	redirectSilence = 20480 // ms
+)
+
+func newRedirectLimiter() *redirectLimiter {
+	return &redirectLimiter{hosts: map[[16]byte]*redirectState{}}
+}
+
+func (l *redirectLimiter) allow(host [16]byte, now int64) bool {
+	ms := now / 1e6
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	h := l.hosts[host]
+	if h == nil {
+		if len(l.hosts) >= maxPeers {
+			clear(l.hosts)
+		}
+		h = &redirectState{last: ms - redirectSilence - 1}
+		l.hosts[host] = h
+	}
+	if ms-h.last > redirectSilence {
+		h.sent = 0
+	}
+	if h.sent >= redirectNumber {
+		h.last = ms
+		return false
+	}
+	if h.sent == 0 || ms > h.last+redirectLoad<<h.sent {
+		h.last = ms
+		h.sent++
+		return true
+	}
+	return false
+}

@@ -50,24 +50,19 @@ func (w *worker) run(h hooks.Hook, p *packet.Packet) (done, ok bool) {
 
 // routeIn is the routing decision for a packet from outside.
 func (w *worker) routeIn(p *packet.Packet) bool {
+	rt, redirect, reason := w.fib.Input(p)
+	if reason != 0 {
+		return w.martian(p, reason)
+	}
 	if p.Family == packet.IPv4 && p.Is(packet.Options) && !w.receiveOptions(p) {
 		return false
 	}
-	var rt netstack.Route
-	if p.Reason = w.r.fib.Input(p, &rt); p.Reason != 0 {
-		return false
-	}
 	switch rt.Type {
-	case netstack.RouteLocal, netstack.RouteBroadcast, netstack.RouteAnycast:
+	case netstack.RouteLocal, netstack.RouteBroadcast, netstack.RouteAnycast, netstack.RouteMulticast:
 		return w.input(p)
-	case netstack.RouteMulticast:
-		if w.r.fib.MulticastMember(p) {
-			return w.input(p)
-		}
-		return drop(p, reasonMulticast)
 	case netstack.RouteUnicast:
 		setRoute(p, &rt)
-		return w.forward(p)
+		return w.forward(p, redirect)
 	}
 	return w.noRoute(p, &rt)
 }
@@ -95,16 +90,16 @@ func (w *worker) input(p *packet.Packet) bool {
 		return ok
 	}
 	if !w.r.local.Deliver(p) {
-		return drop(p, reasonLocalFull)
+		return false
 	}
 	w.delivered++
 	return true
 }
 
 // forward passes a packet on: TTL, MTU, FORWARD, then out.
-func (w *worker) forward(p *packet.Packet) bool {
+func (w *worker) forward(p *packet.Packet, redirect bool) bool {
 	v4 := p.Family == packet.IPv4
-	if !w.r.fib.Forwarding(p.In, p.Family) {
+	if !v4 && w.fib.Conf(p.In).V6(netstack.V6Forwarding) == 0 {
 		return drop(p, reasonForwardingOff)
 	}
 	if p.TTL() <= 1 {
@@ -120,15 +115,12 @@ func (w *worker) forward(p *packet.Packet) bool {
 		w.icmpError(p, pick(v4, 3, 2), pick(v4, 4, 0), uint32(mtuOf(p)))
 		return drop(p, reasonTooBig)
 	}
-	if v4 && p.In == p.Out {
+	if v4 && redirect {
 		w.redirect(p)
 	}
 	p.SetTTL(p.TTL() - 1)
 	if done, ok := w.run(hooks.Forward, p); done {
 		return ok
-	}
-	if v4 && p.Is(packet.Options) {
-		w.forwardOptions(p)
 	}
 	w.forwarded++
 	return w.postrouting(p)
@@ -150,12 +142,15 @@ func (w *worker) output(p *packet.Packet) bool {
 
 // routeOut is the routing decision for a packet of the router's own.
 func (w *worker) routeOut(p *packet.Packet) bool {
-	var rt netstack.Route
-	w.r.fib.Output(p, &rt)
-	switch rt.Type {
-	case netstack.RouteUnicast, netstack.RouteLocal, netstack.RouteBroadcast, netstack.RouteMulticast:
+	rt, ok := w.fib.Lookup(&netstack.Query{Family: p.Family, TOS: p.TOS(), Src: p.Src(), Dst: p.Dst(), Mark: p.Mark})
+	if ok {
+		if rt.Type == netstack.RouteLocal {
+			rt.Out, rt.MTU = w.r.lo, uint32(w.r.lo.MTU)
+		}
 		setRoute(p, &rt)
 		return true
+	}
+	switch rt.Type {
 	case netstack.RouteBlackhole:
 		return drop(p, reasonBlackhole)
 	case netstack.RouteProhibit:
@@ -176,7 +171,7 @@ func (w *worker) postrouting(p *packet.Packet) bool {
 	}
 	mtu := mtuOf(p)
 	if p.GSO.Type != packet.GSONone {
-		if segmentLen(p) <= mtu {
+		if p.SegmentLen() <= mtu {
 			return w.transmit(p)
 		}
 		return w.segment(p, mtu)
@@ -206,12 +201,8 @@ func (w *worker) fragment(p *packet.Packet, mtu int) bool {
 		w.icmpError(p, 3, 4, uint32(mtu))
 		return drop(p, reasonTooBig)
 	}
-	if p.FragMax != 0 {
-		mtu = min(mtu, int(p.FragMax))
-	}
-	p.CompleteChecksum()
 	ok := true
-	if !w.frag.Fragment(p, mtu, func(f *packet.Packet) { ok = w.transmit(f) && ok }) {
+	if !packet.FragmentTo(p, mtu, func(f *packet.Packet) { ok = w.transmit(f) && ok }) {
 		return drop(p, reasonFragment)
 	}
 	if !ok {
@@ -223,7 +214,7 @@ func (w *worker) fragment(p *packet.Packet, mtu int) bool {
 // segment splits a super-packet in software, for a next hop whose MTU is smaller than a segment.
 func (w *worker) segment(p *packet.Packet, mtu int) bool {
 	ok := true
-	w.gso.Segments(p, func(s *packet.Packet) {
+	packet.Segments(p, func(s *packet.Packet) {
 		if s.Len() > mtu {
 			ok = w.fragment(s, mtu) && ok
 		} else {
@@ -258,7 +249,7 @@ func pick(v4 bool, four, six uint8) uint8 {
 }
 
 func setRoute(p *packet.Packet, rt *netstack.Route) {
-	p.Out = rt.Dev
+	p.Out = rt.Out
 	p.Route = packet.RouteRef{Type: uint8(rt.Type), MTU: rt.MTU, NextHop: rt.NextHop}
 }
 
@@ -270,15 +261,9 @@ func mtuOf(p *packet.Packet) int {
 	return p.Out.MTU
 }
 
-// segmentLen is the length of a super-packet's full segments.
-func segmentLen(p *packet.Packet) int { return int(p.GSO.HdrLen) + int(p.GSO.Size) }
-
 // tooBig is ip_exceeds_mtu and ip6_pkt_too_big: p cannot leave in pieces either.
 func tooBig(p *packet.Packet, mtu int) bool {
-	n := p.Len()
-	if p.GSO.Type != packet.GSONone {
-		n = segmentLen(p)
-	}
+	n := p.SegmentLen()
 	if p.Family == packet.IPv4 {
 		if n <= mtu || !p.Is(packet.DontFragment) {
 			return false

@@ -2,6 +2,7 @@ package router
 
 import (
 	"sluice/hooks"
+	"sluice/nat"
 	"sluice/packet"
 	"sluice/tables"
 )
@@ -70,11 +71,9 @@ func (w *worker) mangle(h hooks.Hook, p *packet.Packet) hooks.Verdict {
 // connection walks the table, all are rewritten.
 func (w *worker) translate(h hooks.Hook, p *packet.Packet) hooks.Verdict {
 	dst := p.Dst()
-	if !w.r.nat.Hook(w.ct, p, uint8(h), w.natTable[h]) {
-		return hooks.Drop
-	}
-	if h == hooks.Output && p.Dst() != dst {
+	v := nat.Hook(w.r.nat, w.ct, p, uint8(h), w.natTable[h])
+	if v == hooks.Accept && h == hooks.Output && p.Dst() != dst {
 		return verdict(w.routeOut(p))
 	}
-	return hooks.Accept
+	return v
 }

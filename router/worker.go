@@ -2,6 +2,7 @@ package router
 
 import (
 	"runtime"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -11,7 +12,6 @@ import (
 	"sluice/hooks"
 	"sluice/netstack"
 	"sluice/packet"
-	"sluice/packet/frag"
 	"sluice/tables"
 )
 
@@ -33,18 +33,21 @@ type worker struct {
 	stages   [hooks.NumHooks][]hooks.Stage
 	prog     [2]*tables.Program
 	ctx      [2]tables.Context
-	natTable [hooks.NumHooks]func(*packet.Packet) bool
+	natTable [hooks.NumHooks]func(*packet.Packet) hooks.Verdict
+	fib      *netstack.Snapshot // of this burst
 
-	ports []*port // by interface index; nil: none
-	batch []*packet.Packet
-	pool  []*packet.Packet // free packets for what the router makes
-	outq  []*packet.Packet // made by the router, waiting to pass OUTPUT
-	frag  frag.Fragmenter
-	gso   packet.Segmenter
+	ports   []*port // by interface index; nil: none
+	reads   []reader
+	batch   []*packet.Packet
+	pool    []*packet.Packet // free packets for what the router makes
+	outq    []*packet.Packet // made by the router, waiting to pass OUTPUT
+	logBuf  []byte
+	options packet.IPOptions // of the packet at hand
 
 	epoll, wake int
-	inbox       *ring // packets of the local stack; any goroutine writes
 	commands    atomic.Pointer[command]
+	started     atomic.Bool   // it has a goroutine
+	exited      chan struct{} // closed when the goroutine has ended
 	stop        bool
 
 	// Counters: plain, read through do.
@@ -57,26 +60,31 @@ type worker struct {
 	packets     uint64
 }
 
-// port is a worker's queue of one interface, with the counters of what this worker did there.
+// port is an interface as one worker uses it, with the counters of what that worker did.
 type port struct {
 	link  netstack.Link
-	queue netstack.Queue
+	queue netstack.Queue // to write to
 	iface *packet.Iface
-	fd    int
-	owned bool // this worker reads the queue
 	gone  bool
 
 	rxPackets, rxBytes, txPackets, txBytes, txErrors uint64
 }
 
+// reader is a queue that a worker reads.
+type reader struct {
+	*port
+	queue netstack.Queue
+	fd    int
+}
+
 func newWorker(r *Router, id int) (*worker, error) {
-	w := &worker{r: r, id: id, ct: r.ct.NewWorker(), inbox: newRing(1024)}
+	w := &worker{r: r, id: id, ct: r.ct.NewWorker(), exited: make(chan struct{})}
 	for h := hooks.Hook(0); h < hooks.NumHooks; h++ {
 		w.stages[h] = bind(w, h)
-		w.natTable[h] = func(p *packet.Packet) bool { return w.walk(tables.NAT, h, p) == hooks.Accept }
+		w.natTable[h] = func(p *packet.Packet) hooks.Verdict { return w.walk(tables.NAT, h, p) }
 	}
 	for f := range w.ctx {
-		w.ctx[f] = tables.Context{Worker: id, CT: w.ct, NAT: r.nat, Env: r.env, Output: w.queueOutput, Alloc: w.alloc, Log: r.logs.add}
+		w.ctx[f] = tables.Context{Worker: id, CT: w.ct, NAT: r.nat, Env: r.envs[f], Output: w.queueOutput, Alloc: w.alloc, Log: w.logPacket}
 	}
 	for range batchSize {
 		w.batch = append(w.batch, packet.New())
@@ -101,6 +109,7 @@ func (w *worker) watch(fd int) error {
 func (w *worker) loop() {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
+	defer close(w.exited)
 	events := make([]unix.EpollEvent, 64)
 	spin := w.r.busyPoll
 	for !w.stop {
@@ -110,7 +119,7 @@ func (w *worker) loop() {
 			for end := time.Now().Add(spin); spin > 0 && n <= 0 && time.Now().Before(end); {
 				n, err = unix.EpollWait(w.epoll, events, 0)
 			}
-			if n <= 0 {
+			if n <= 0 && w.r.rings.Arm(w.id) && w.commands.Load() == nil {
 				n, err = unix.EpollWait(w.epoll, events, -1)
 			}
 		}
@@ -127,7 +136,7 @@ func (w *worker) loop() {
 			}
 			w.drain(int(e.Fd))
 		}
-		w.drainInbox()
+		w.drainLocal()
 		w.end()
 		w.runCommands()
 	}
@@ -137,6 +146,7 @@ func (w *worker) loop() {
 func (w *worker) begin(now int64) {
 	w.now = now
 	w.ct.Begin(now)
+	w.fib = w.r.fib.Load()
 	w.load()
 }
 
@@ -157,32 +167,34 @@ func (w *worker) load() {
 
 // drain reads a queue until it is dry or the others should have their turn.
 func (w *worker) drain(fd int) {
-	var d *port
-	for _, q := range w.ports {
-		if q != nil && q.owned && q.fd == fd {
-			d = q
-			break
+	for i := range w.reads {
+		if w.reads[i].fd == fd {
+			w.read(w.reads[i])
+			return
 		}
 	}
-	if d == nil || d.gone {
-		return
-	}
+}
+
+func (w *worker) read(q reader) {
 	for range maxRounds {
 		n := 0
-		for n < batchSize {
+		var err error
+		for n < batchSize && !q.gone {
 			p := w.batch[n]
 			p.Reset()
-			err := d.queue.Read(p)
-			if err == nil {
-				n++
+			if err = q.queue.Read(p); err == netstack.ErrFrame {
+				w.countDrop(p)
 				continue
 			}
-			if err == netstack.ErrGone {
-				w.lose(d)
+			if err != nil {
+				break
 			}
-			break
+			n++
 		}
-		w.burst(d, w.batch[:n])
+		if err == netstack.ErrGone {
+			w.lose(q.port)
+		}
+		w.burst(q.port, w.batch[:n])
 		if n < batchSize {
 			return
 		}
@@ -217,10 +229,47 @@ func (w *worker) lose(d *port) {
 		return
 	}
 	d.gone = true
-	if d.owned {
-		unix.EpollCtl(w.epoll, unix.EPOLL_CTL_DEL, d.fd, nil)
-	}
+	w.unwatch(d.link)
 	w.r.linkGone(d.link)
+}
+
+// plug gives the worker an interface: one queue to write to, and those to read.
+func (w *worker) plug(l *link) {
+	for len(w.ports) <= l.iface.Index {
+		w.ports = append(w.ports, nil)
+	}
+	n := l.link.Queues()
+	d := &port{link: l.link, queue: l.link.Queue(w.id % n), iface: l.iface}
+	w.ports[l.iface.Index] = d
+	for i := w.id; i < n; i += len(w.r.workers) {
+		q := reader{d, l.link.Queue(i), l.link.Queue(i).FD()}
+		w.reads = append(w.reads, q)
+		if q.fd < 0 {
+			continue
+		}
+		if err := w.watch(q.fd); err != nil {
+			w.r.log.Error("watching a queue", "interface", l.cfg.Name, "err", err)
+		}
+	}
+}
+
+func (w *worker) unplug(l *link) {
+	w.unwatch(l.link)
+	if i := l.iface.Index; i < len(w.ports) && w.ports[i] != nil && w.ports[i].link == l.link {
+		w.ports[i] = nil
+	}
+}
+
+func (w *worker) unwatch(l netstack.Link) {
+	w.reads = slices.DeleteFunc(w.reads, func(q reader) bool {
+		if q.link != l {
+			return false
+		}
+		if q.fd >= 0 {
+			unix.EpollCtl(w.epoll, unix.EPOLL_CTL_DEL, q.fd, nil)
+		}
+		return true
+	})
 }
 
 // port is where packets for i leave; nil if there is no such device any more.
@@ -301,25 +350,17 @@ func (w *worker) settle() {
 }
 
 // drainInbox sends what the local stack wants out.
-func (w *worker) drainInbox() {
-	for n := 0; n < 4*batchSize; n++ {
-		m := w.inbox.pop()
-		if m == nil {
-			w.flush()
-			return
-		}
+func (w *worker) drainLocal() {
+	for range 4 * batchSize {
 		p := w.alloc()
-		m.into(p)
-		if p.Reason = p.Parse(); p.Reason != 0 {
-			w.countDrop(p)
+		if !w.r.rings.Get(w.id, p) {
 			w.free(p)
-			continue
+			break
 		}
 		w.outq = append(w.outq, p)
 		w.settle()
 	}
 	w.flush()
-	w.kick() // more is there: come back after the devices had their turn
 }
 
 // kick wakes the worker; any goroutine may call it.
@@ -338,10 +379,8 @@ type command struct {
 // do runs f on the worker, between bursts, and waits for it. It is how other
 // goroutines read a worker's plain counters and change its ports.
 func (w *worker) do(f func(*worker)) {
-	if w.r.inline.Load() {
-		w.r.inlineMu.Lock()
-		defer w.r.inlineMu.Unlock()
-		f(w)
+	if !w.started.Load() {
+		w.inline(f)
 		return
 	}
 	c := &command{run: f, done: make(chan struct{})}
@@ -352,7 +391,22 @@ func (w *worker) do(f func(*worker)) {
 		}
 	}
 	w.kick()
-	<-c.done
+	select {
+	case <-c.done:
+	case <-w.exited:
+		select {
+		case <-c.done:
+		default:
+			w.inline(f)
+		}
+	}
+}
+
+// inline is do for a worker that has no goroutine: not yet, or no more.
+func (w *worker) inline(f func(*worker)) {
+	w.r.inline.Lock()
+	defer w.r.inline.Unlock()
+	f(w)
 }
 
 func (w *worker) runCommands() {

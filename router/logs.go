@@ -1,0 +1,73 @@
+package router
+
+import (
+	"log/slog"
+	"sync"
+	"sync/atomic"
+
+	"sluice/hooks"
+	"sluice/packet"
+)
+
+// logs carries the lines of LOG from the workers to the log: a bounded queue
+// with a counter of what did not fit. LOG leaves the packet path here.
+type logs struct {
+	log   *slog.Logger
+	lines chan logLine
+	lost  atomic.Uint64
+	done  sync.WaitGroup
+}
+
+type logLine struct {
+	level uint8 // syslog: 0 emerg to 7 debug
+	text  string
+}
+
+const logQueue = 4096
+
+func newLogs(log *slog.Logger) *logs {
+	l := &logs{log: log, lines: make(chan logLine, logQueue)}
+	l.done.Add(1)
+	go func() {
+		defer l.done.Done()
+		for line := range l.lines {
+			l.log.Log(nil, slogLevel(line.level), line.text)
+			if n := l.lost.Swap(0); n > 0 {
+				l.log.Warn("LOG: lines lost", "lines", n)
+			}
+		}
+	}()
+	return l
+}
+
+func (l *logs) add(level uint8, text string) {
+	select {
+	case l.lines <- logLine{level, text}:
+	default:
+		l.lost.Add(1)
+	}
+}
+
+// close ends the queue; the workers have ended before.
+func (l *logs) close() {
+	close(l.lines)
+	l.done.Wait()
+}
+
+func slogLevel(syslog uint8) slog.Level {
+	switch {
+	case syslog <= 3:
+		return slog.LevelError
+	case syslog == 4:
+		return slog.LevelWarn
+	case syslog <= 6:
+		return slog.LevelInfo
+	}
+	return slog.LevelDebug
+}
+
+// logPacket is what the LOG target calls on a worker.
+func (w *worker) logPacket(h hooks.Hook, prefix string, level, flags uint8, p *packet.Packet) {
+	w.logBuf = w.r.formatLog(w.logBuf[:0], h, prefix, flags, p)
+	w.r.logs.add(level, string(w.logBuf))
+}

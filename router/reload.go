@@ -1,0 +1,298 @@
+package router
+
+import (
+	"errors"
+	"fmt"
+	"reflect"
+
+	"sluice/internal/sysctl"
+	"sluice/netstack"
+	"sluice/packet"
+)
+
+// Reload makes cfg the router's configuration. What is the same in both stays
+// as it is: devices, connections, rules with their counters, listeners. When
+// something in cfg cannot be had, everything stays as it was.
+func (r *Router) Reload(cfg *Config) error {
+	if err := r.reloadable(cfg); err != nil {
+		return err
+	}
+	if err := r.apply(cfg); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	r.reloads++
+	r.mu.Unlock()
+	return nil
+}
+
+// reloadable names what only a restart changes.
+func (r *Router) reloadable(cfg *Config) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case cfg.Router != r.cfg.Router:
+		return errors.New("[router] has changed: workers and busy_poll are set when sluice starts; restart it")
+	case cfg.Control != r.cfg.Control:
+		return errors.New("[control] has changed: the socket is made when sluice starts; restart it")
+	}
+	return nil
+}
+
+// apply brings the router from r.cfg to cfg, in an order in which every step
+// that can fail comes before those that cannot be taken back.
+func (r *Router) apply(cfg *Config) (err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+
+	rules, err := r.checkRules(cfg)
+	if err != nil {
+		return err
+	}
+	keep, made, err := r.openLinks(cfg)
+	if err != nil {
+		return err
+	}
+	undo := func() {
+		for _, l := range made {
+			l.link.Close()
+		}
+	}
+	next := append(append([]*link{}, keep...), made...)
+	sortLinks(next, cfg)
+
+	// Interfaces first: sysctls may name them. Routes and addresses in one step.
+	oldFIB := r.fibEdit(r.cfg, r.links)
+	if err := r.fib.Update(r.fibEdit(cfg, next)); err != nil {
+		undo()
+		return err
+	}
+	back := func() {
+		if e := r.fib.Update(oldFIB); e != nil {
+			r.log.Error("going back to the former routes", "err", e)
+		}
+		undo()
+	}
+	restoreSysctls, err := r.setSysctls(cfg)
+	if err != nil {
+		back()
+		return err
+	}
+	oldLinks := r.links
+	r.links = next
+	r.setLocalAddresses()
+	if err := r.services.Apply(serviceSpecs(cfg)); err != nil {
+		r.links = oldLinks
+		restoreSysctls()
+		back()
+		r.setLocalAddresses()
+		return err
+	}
+
+	// From here on nothing fails.
+	for _, l := range made {
+		r.attach(l)
+	}
+	rules.commit()
+	for _, l := range oldLinks {
+		if !contains(next, l) && !l.gone {
+			r.detach(l)
+			r.nat.InterfaceGone(l.iface.Index)
+			l.link.Close()
+		}
+	}
+	for i, l := range next {
+		l.cfg = cfg.Interfaces[i]
+	}
+	r.dropLostAddresses(r.cfg, cfg)
+	r.cfg = cfg
+	return nil
+}
+
+func contains(ls []*link, l *link) bool {
+	for _, x := range ls {
+		if x == l {
+			return true
+		}
+	}
+	return false
+}
+
+// sortLinks brings links into the configuration's order.
+func sortLinks(ls []*link, cfg *Config) {
+	at := map[string]int{}
+	for i := range cfg.Interfaces {
+		at[cfg.Interfaces[i].Name] = i
+	}
+	out := make([]*link, len(ls))
+	for _, l := range ls {
+		out[at[l.cfg.Name]] = l
+	}
+	copy(ls, out)
+}
+
+// sameDevice: the interface can live on through a reload.
+func sameDevice(a, b *InterfaceConfig) bool {
+	x, y := *a, *b
+	for _, c := range []*InterfaceConfig{&x, &y} {
+		c.Pos, c.Addresses = Position{}, nil
+		if c.Host != nil {
+			h := *c.Host
+			h.Pos = Position{}
+			c.Host = &h
+		}
+	}
+	return reflect.DeepEqual(x, y)
+}
+
+// openLinks finds the interfaces that stay and opens those that are new.
+func (r *Router) openLinks(cfg *Config) (keep, made []*link, err error) {
+	old := map[string]*link{}
+	for _, l := range r.links {
+		old[l.cfg.Name] = l
+	}
+	for i := range cfg.Interfaces {
+		c := &cfg.Interfaces[i]
+		if l := old[c.Name]; l != nil && !l.gone {
+			if sameDevice(&l.cfg, c) {
+				keep = append(keep, l)
+				continue
+			}
+			for _, m := range made {
+				m.link.Close()
+			}
+			return nil, nil, fmt.Errorf("%s: interface %s: a running interface's device cannot change (type, mtu, queues, offload, owner, files, host): rename it or restart sluice", c.Pos, c.Name)
+		}
+		index := r.nextIndex
+		nl, err := r.openLink(c, index)
+		if err != nil {
+			for _, m := range made {
+				m.link.Close()
+			}
+			return nil, nil, fmt.Errorf("%s: interface %s: %w", c.Pos, c.Name, err)
+		}
+		r.nextIndex++
+		made = append(made, &link{cfg: *c, link: nl, iface: nl.Iface()})
+	}
+	return keep, made, nil
+}
+
+// fibEdit builds a configuration's routing state.
+func (r *Router) fibEdit(cfg *Config, links []*link) func(*netstack.Tx) error {
+	byName := map[string]*link{}
+	for _, l := range links {
+		byName[l.cfg.Name] = l
+	}
+	return func(tx *netstack.Tx) error {
+		tx.Reset()
+		for i := range cfg.Interfaces {
+			c := &cfg.Interfaces[i]
+			l := byName[c.Name]
+			if l == nil || l.gone {
+				continue
+			}
+			if err := tx.AddIface(l.iface); err != nil {
+				return fmt.Errorf("%s: interface %s: %w", c.Pos, c.Name, err)
+			}
+			for _, a := range c.Addresses {
+				if err := tx.AddAddr(l.iface.Index, a); err != nil {
+					return fmt.Errorf("%s: interface %s: address %s: %w", c.Pos, c.Name, a, err)
+				}
+			}
+		}
+		for i := range cfg.Routes {
+			c := &cfg.Routes[i]
+			typ, err := netstack.ParseRouteType(c.Type)
+			if err == nil {
+				err = tx.AddRoute(netstack.RouteSpec{To: c.To, Via: c.Via, Dev: c.Dev, Table: c.Table, Metric: c.Metric, Type: typ, Src: c.Src})
+			}
+			if err != nil {
+				return fmt.Errorf("%s: route %s: %w", c.Pos, c.To, err)
+			}
+		}
+		for i := range cfg.Rules {
+			c := &cfg.Rules[i]
+			for _, fam := range ruleFamilies(c) {
+				spec := netstack.Rule{
+					Family: fam, Priority: c.Priority, Auto: c.Priority == 0, From: c.From, To: c.To, IIF: c.IIF,
+					Mark: c.FWMark.Value, Mask: c.FWMark.Mask, Table: c.Table,
+				}
+				var err error
+				if spec.Action, err = netstack.ParseRouteType(c.Type); err == nil {
+					err = tx.AddRule(spec)
+				}
+				if err != nil {
+					return fmt.Errorf("%s: rule: %w", c.Pos, err)
+				}
+			}
+		}
+		return nil
+	}
+}
+
+func ruleFamilies(c *RuleConfig) []uint8 {
+	switch {
+	case c.From.IsValid():
+		return []uint8{familyOf(c.From.Addr())}
+	case c.To.IsValid():
+		return []uint8{familyOf(c.To.Addr())}
+	case c.Family != 0:
+		return []uint8{c.Family}
+	}
+	return []uint8{packet.IPv4, packet.IPv6}
+}
+
+// setSysctls sets what cfg names; what only the former configuration named goes
+// back to its default. restore undoes all of it.
+func (r *Router) setSysctls(cfg *Config) (restore func(), err error) {
+	type saved struct {
+		name  string
+		value int64
+	}
+	var old []saved
+	restore = func() {
+		for i := len(old) - 1; i >= 0; i-- {
+			if v := r.sysctl.Lookup(old[i].name); v != nil {
+				v.Store(old[i].value)
+			}
+		}
+	}
+	named := map[string]bool{}
+	for i := range cfg.Sysctl {
+		named[cfg.Sysctl[i].Name] = true
+	}
+	for i := range r.cfg.Sysctl {
+		c := &r.cfg.Sysctl[i]
+		v := r.sysctl.Lookup(c.Name)
+		if named[c.Name] || v == nil || v.ReadOnly {
+			continue
+		}
+		old = append(old, saved{c.Name, v.Load()})
+		v.Store(v.Default)
+	}
+	for i := range cfg.Sysctl {
+		c := &cfg.Sysctl[i]
+		v := r.sysctl.Lookup(c.Name)
+		if v == nil {
+			if _, ok := sysctl.Linux(c.Name); ok {
+				r.log.Warn("this tunable means nothing to sluice", "at", c.Pos.String(), "name", c.Name)
+				continue
+			}
+			restore()
+			return nil, fmt.Errorf("%s: cannot stat %s: no such tunable", c.Pos, c.Name)
+		}
+		old = append(old, saved{c.Name, v.Load()})
+		if err := v.Set(c.Value); err != nil {
+			restore()
+			return nil, fmt.Errorf("%s: %w", c.Pos, err)
+		}
+	}
+	return restore, nil
+}
+
+// attach gives a link's queues to the workers: queue i to worker i, and so
+// round. A worker beyond the last queue has none to read and shares one to write to.
+func (r *Router) attach(l *link) { r.eachWorker(func(w *worker) { w.plug(l) }) }
+
+// detach takes a link's queues from the workers.
+func (r *Router) detach(l *link) { r.eachWorker(func(w *worker) { w.unplug(l) }) }

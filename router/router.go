@@ -1,0 +1,270 @@
+package router
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"runtime"
+	"sync"
+	"time"
+
+	"sluice/conntrack"
+	"sluice/internal/sysctl"
+	"sluice/nat"
+	"sluice/netstack"
+	"sluice/netstack/services"
+	"sluice/packet"
+	"sluice/packet/frag"
+	"sluice/tables"
+)
+
+// Options is what a Router needs beside its configuration.
+type Options struct {
+	Log     *slog.Logger // nil: nothing is logged
+	Version string       // shown by Status
+	Ready   func()       // called by Run once every interface is up
+}
+
+// Router is one router: its interfaces, rules, connections and workers.
+type Router struct {
+	log     *slog.Logger
+	opt     Options
+	pid     int
+	started time.Time
+
+	sysctl    *sysctl.Set
+	knobs     knobs
+	ct        *conntrack.Table
+	nat       *nat.NAT
+	engines   [2]*tables.Engine // IPv4, IPv6
+	envs      [2]*tables.Env
+	fib       *netstack.FIB
+	lo        *packet.Iface
+	frags     *frag.Reassembler
+	local     *netstack.Local
+	rings     *netstack.LocalRings
+	services  *services.Manager
+	limit     *icmpLimiter
+	redirects *redirectLimiter
+	logs      *logs
+	workers   []*worker
+	busyPoll  time.Duration
+
+	mu        sync.Mutex // guards what follows; no packet takes it
+	cfg       *Config
+	links     []*link
+	nextIndex int
+	reloads   int
+	lostDrops [packet.MaxReasons]uint64 // of workers' ports that are gone
+
+	inline   sync.Mutex    // taken for work on a worker without a goroutine
+	lost     chan *link    // devices that went away
+	stopping chan struct{} // closed when Run ends
+	wg       sync.WaitGroup
+}
+
+// knobs are the tunables that the router's own code reads.
+type knobs struct {
+	errorsUseInbound *sysctl.Var
+	conntrackMax     *sysctl.Var
+	ttl4, ttl6       *sysctl.Var
+}
+
+// link is an interface as the router holds it.
+type link struct {
+	cfg   InterfaceConfig
+	link  netstack.Link
+	iface *packet.Iface
+	gone  bool
+}
+
+// New makes a router from a configuration: devices are opened, rules loaded,
+// and nothing is moving yet. On an error nothing is left behind.
+func New(cfg *Config, opt Options) (*Router, error) {
+	if opt.Log == nil {
+		opt.Log = slog.New(slog.DiscardHandler)
+	}
+	s := sysctl.NewSet()
+	r := &Router{
+		log: opt.Log, opt: opt, pid: os.Getpid(), started: time.Now(),
+		sysctl: s, cfg: &Config{}, nextIndex: 2,
+		lost: make(chan *link, 64), stopping: make(chan struct{}),
+		busyPoll: cfg.Router.BusyPoll,
+	}
+	r.fib = netstack.NewFIB(s)
+	r.lo = r.fib.Loopback()
+	r.ct = conntrack.New(s, conntrack.Options{})
+	r.nat = nat.New(r.ct, s)
+	r.frags = frag.New(s)
+	r.limit = newICMPLimiter(s)
+	r.redirects = newRedirectLimiter()
+	r.knobs = knobs{
+		errorsUseInbound: s.New("net.ipv4.icmp_errors_use_inbound_ifaddr", 0, 0, 1),
+		conntrackMax:     s.Lookup("net.netfilter.nf_conntrack_max"),
+		ttl4:             s.New("net.ipv4.ip_default_ttl", 64, 1, 255),
+		ttl6:             s.Lookup("net.ipv6.conf.all.hop_limit"),
+	}
+	for f, fam := range []uint8{packet.IPv4, packet.IPv6} {
+		r.envs[f] = &tables.Env{Sysctl: s, Routes: routes{r}, DoWorkers: func(run func(*tables.Context)) {
+			r.eachWorker(func(w *worker) { run(&w.ctx[f]) })
+		}}
+		r.engines[f] = tables.NewEngine(fam, r.envs[f])
+	}
+	r.logs = newLogs(opt.Log)
+
+	n := cfg.Router.Workers
+	if n == 0 {
+		n = runtime.NumCPU()
+	}
+	r.rings = netstack.NewLocalRings(n, 0, func(i int) { r.workers[i].kick() })
+	var err error
+	if r.local, err = netstack.NewLocal(r.localOptions(n)); err != nil {
+		return nil, err
+	}
+	r.services = services.NewManager(r.local, statusSource{r}, opt.Log)
+	for i := range n {
+		w, err := newWorker(r, i)
+		if err != nil {
+			r.Close()
+			return nil, fmt.Errorf("worker %d: %w", i, err)
+		}
+		r.workers = append(r.workers, w)
+	}
+	if err := r.apply(cfg); err != nil {
+		r.Close()
+		return nil, err
+	}
+	return r, nil
+}
+
+// clock is the routers' time: monotonic nanoseconds since it started.
+func (r *Router) clock() int64 { return int64(time.Since(r.started)) }
+
+// Run moves packets until ctx ends. A router of capture files alone ends by
+// itself, when all are read.
+func (r *Router) Run(ctx context.Context) error {
+	if r.offline() {
+		return r.replay(ctx)
+	}
+	for _, w := range r.workers {
+		w.started.Store(true)
+		r.wg.Add(1)
+		go func() {
+			defer r.wg.Done()
+			w.loop()
+		}()
+	}
+	go r.housekeep(ctx)
+	if r.opt.Ready != nil {
+		r.opt.Ready()
+	}
+	<-ctx.Done()
+	for _, w := range r.workers {
+		w.do(func(w *worker) { w.stop = true })
+	}
+	r.wg.Wait()
+	return nil
+}
+
+// housekeep does what no packet waits for: expiry, and devices that went away.
+func (r *Router) housekeep(ctx context.Context) {
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case l := <-r.lost:
+			r.removeGone(l)
+		case <-tick.C:
+			now := r.clock()
+			r.ct.Housekeep(now)
+			r.expireFragments(now)
+		}
+	}
+}
+
+// linkGone is told by a worker that a device went away.
+func (r *Router) linkGone(gone netstack.Link) {
+	go func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		for _, l := range r.links {
+			if l.link == gone && !l.gone {
+				l.gone = true
+				select {
+				case r.lost <- l:
+				default:
+				}
+			}
+		}
+	}()
+}
+
+// removeGone takes an interface whose device went away out of routing; its
+// place in the configuration stays, and a reload opens it again.
+func (r *Router) removeGone(l *link) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.log.Warn("the device went away; `sluice reload` opens it again", "interface", l.cfg.Name)
+	r.detach(l)
+	if err := r.fib.Update(func(tx *netstack.Tx) error { return tx.RemoveIface(l.iface.Index) }); err != nil {
+		r.log.Error("routes of a device that went away", "interface", l.cfg.Name, "err", err)
+	}
+	r.setLocalAddresses()
+	r.nat.InterfaceGone(l.iface.Index)
+	l.link.Close()
+}
+
+// eachWorker runs f for each worker, one after the other, between their bursts.
+func (r *Router) eachWorker(f func(*worker)) {
+	for _, w := range r.workers {
+		w.do(f)
+	}
+}
+
+// Engine is the rules of a family (packet.IPv4 or packet.IPv6).
+func (r *Router) Engine(family uint8) *tables.Engine { return r.engines[family>>1&1] }
+
+// Conntrack is the flow table.
+func (r *Router) Conntrack() *conntrack.Table { return r.ct }
+
+// Sysctl is the router's tunables.
+func (r *Router) Sysctl() *sysctl.Set { return r.sysctl }
+
+// FIB is the routing tables.
+func (r *Router) FIB() *netstack.FIB { return r.fib }
+
+// Local is the stack that owns the router's addresses.
+func (r *Router) Local() *netstack.Local { return r.local }
+
+// Close ends a router that does not run (any more): its devices go, and what
+// the kernel had to them.
+func (r *Router) Close() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var errs []error
+	if r.services != nil {
+		errs = append(errs, r.services.Close())
+	}
+	if r.local != nil {
+		errs = append(errs, r.local.Close())
+	}
+	for _, l := range r.links {
+		if !l.gone {
+			errs = append(errs, l.link.Close())
+		}
+	}
+	r.links = nil
+	for _, w := range r.workers {
+		w.close()
+	}
+	r.workers = nil
+	if r.logs != nil {
+		r.logs.close()
+		r.logs = nil
+	}
+	return errors.Join(errs...)
+}

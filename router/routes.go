@@ -1,0 +1,141 @@
+package router
+
+import (
+	"net/netip"
+
+	"sluice/netstack"
+	"sluice/packet"
+)
+
+// routes answers what rules ask of routing (tables.Routes) by the present routing state.
+type routes struct{ r *Router }
+
+func (x routes) AddrType(fam uint8, addr [16]byte, dev *packet.Iface) uint8 {
+	return uint8(x.r.fib.Load().AddrType(fam, addr, dev))
+}
+
+// ReversePath: would an answer to p leave by the interface it came in by?
+// loose: by any.
+func (x routes) ReversePath(p *packet.Packet, loose, validmark, acceptLocal bool) bool {
+	s := x.r.fib.Load()
+	q := netstack.Query{Family: p.Family, TOS: p.TOS(), Dst: p.Src(), Src: p.Dst()}
+	if validmark {
+		q.Mark = p.Mark
+	}
+	if p.Family == packet.IPv6 && !loose {
+		q.In = nil
+		if linkScope(q.Dst) {
+			q.Out = p.In
+		}
+	}
+	rt, ok := s.Lookup(&q)
+	if !ok || rt.Type != netstack.RouteUnicast && !(acceptLocal && rt.Type == netstack.RouteLocal) {
+		return false
+	}
+	return loose || rt.Out == p.In
+}
+
+func linkScope(a [16]byte) bool { return a[0] == 0xfe && a[1]&0xc0 == 0x80 }
+
+func (x routes) SourceFor(fam uint8, dev *packet.Iface, nexthop [16]byte) ([16]byte, bool) {
+	return x.r.fib.Load().SourceFor(fam, dev, nexthop)
+}
+
+func (x routes) FirstAddr(fam uint8, dev *packet.Iface) ([16]byte, bool) {
+	if dev == nil {
+		return [16]byte{}, false
+	}
+	for _, a := range x.r.fib.Load().Addrs(dev.Index) {
+		if familyOf(a.Prefix.Addr()) == fam && (fam == packet.IPv6 || !a.Secondary) {
+			return addr16(a.Prefix.Addr()), true
+		}
+	}
+	return [16]byte{}, false
+}
+
+func (x routes) Ifaces() []*packet.Iface { return x.r.fib.Load().Ifaces() }
+
+// PathMTU: where the routing decision was made already, the forward way is known.
+func (x routes) PathMTU(p *packet.Packet, reverse bool) int {
+	if !reverse && p.Out != nil {
+		return mtuOf(p)
+	}
+	q := netstack.Query{Family: p.Family, TOS: p.TOS(), Dst: p.Dst(), Mark: p.Mark}
+	if reverse {
+		q.Dst = p.Src()
+	}
+	rt, ok := x.r.fib.Load().Lookup(&q)
+	if !ok {
+		return 0
+	}
+	return int(rt.MTU)
+}
+
+func familyOf(a netip.Addr) uint8 {
+	if a.Is4() {
+		return packet.IPv4
+	}
+	return packet.IPv6
+}
+
+func addr16(a netip.Addr) (b [16]byte) {
+	if a.Is4() {
+		v4 := a.As4()
+		copy(b[:], v4[:])
+	} else if a.IsValid() {
+		b = a.As16()
+	}
+	return b
+}
+
+// localOptions is what the local stack asks of the router.
+func (r *Router) localOptions(workers int) netstack.LocalOptions {
+	return netstack.LocalOptions{
+		Workers: workers,
+		Output:  r.rings,
+		Source: func(dst netip.Addr) (netip.Addr, bool) {
+			fam := familyOf(dst)
+			rt, ok := r.fib.Lookup(&netstack.Query{Family: fam, Dst: addr16(dst)})
+			if !ok {
+				return netip.Addr{}, false
+			}
+			if rt.PrefSrc != [16]byte{} {
+				return netstack.Addr(fam, rt.PrefSrc), true
+			}
+			to := rt.NextHop
+			if fam == packet.IPv6 {
+				to = addr16(dst)
+			}
+			a, ok := r.fib.Load().SourceFor(fam, rt.Out, to)
+			return netstack.Addr(fam, a), ok
+		},
+		PathMTU: func(dst netip.Addr) int {
+			rt, ok := r.fib.Lookup(&netstack.Query{Family: familyOf(dst), Dst: addr16(dst)})
+			if !ok {
+				return 0
+			}
+			return int(rt.MTU)
+		},
+		AllowICMP: func(family, typ, code uint8, dst netip.Addr) bool {
+			plen := r.fib.Load().PrefixLen(&netstack.Query{Family: family, Dst: addr16(dst)})
+			return r.limit.allow(family, typ, code, addr16(dst), plen, r.clock())
+		},
+	}
+}
+
+// setLocalAddresses gives the local stack the addresses that routing has.
+func (r *Router) setLocalAddresses() {
+	s := r.fib.Load()
+	var all []netip.Prefix
+	for _, i := range s.Ifaces() {
+		if i == r.lo {
+			continue
+		}
+		for _, a := range s.Addrs(i.Index) {
+			all = append(all, a.Prefix)
+		}
+	}
+	if err := r.local.SetAddresses(all); err != nil {
+		r.log.Error("addresses of the local stack", "err", err)
+	}
+}

@@ -1,0 +1,180 @@
+package router
+
+import (
+	"sort"
+	"sync"
+	"time"
+
+	"sluice/packet"
+	"sluice/tables"
+)
+
+// Status is what a router is doing, as `sluice status` prints it. Counters run
+// since the router started.
+type Status struct {
+	Version    string            `json:"version"`
+	PID        int               `json:"pid"`
+	Config     string            `json:"config"` // file; "" for an embedded router
+	Started    time.Time         `json:"started"`
+	Uptime     float64           `json:"uptime_seconds"`
+	Reloads    int               `json:"reloads"`
+	Workers    []WorkerStatus    `json:"workers"`
+	Interfaces []InterfaceStatus `json:"interfaces"`
+	Forwarded  uint64            `json:"forwarded_packets"`
+	Delivered  uint64            `json:"delivered_packets"` // to the router's own sockets
+	Sent       uint64            `json:"sent_packets"`      // by the router's own sockets
+	ICMPErrors uint64            `json:"icmp_errors_sent"`
+	ICMPHeld   uint64            `json:"icmp_errors_rate_limited"`
+	Drops      []DropCount       `json:"drops"` // by reason, most first
+	Conntrack  ConntrackStatus   `json:"conntrack"`
+	Tables     []TableStatus     `json:"tables"`
+	LogLost    uint64            `json:"log_lines_lost"`
+}
+
+// WorkerStatus is one worker's share.
+type WorkerStatus struct {
+	ID      int    `json:"id"`
+	Bursts  uint64 `json:"bursts"`
+	Packets uint64 `json:"packets"`
+}
+
+// InterfaceStatus is one interface. State is "up", or "gone" after its device was removed.
+type InterfaceStatus struct {
+	Name      string   `json:"name"`
+	Index     int      `json:"index"`
+	Type      string   `json:"type"`
+	State     string   `json:"state"`
+	MTU       int      `json:"mtu"`
+	Queues    int      `json:"queues"`
+	Addresses []string `json:"addresses"`
+	RxPackets uint64   `json:"rx_packets"`
+	RxBytes   uint64   `json:"rx_bytes"`
+	TxPackets uint64   `json:"tx_packets"`
+	TxBytes   uint64   `json:"tx_bytes"`
+	TxErrors  uint64   `json:"tx_errors"`
+}
+
+// DropCount is the packets dropped for one reason.
+type DropCount struct {
+	Reason  string `json:"reason"`
+	Doc     string `json:"doc"`
+	Packets uint64 `json:"packets"`
+}
+
+// ConntrackStatus is the flow table's fill.
+type ConntrackStatus struct {
+	Count int   `json:"count"`
+	Max   int64 `json:"max"`
+}
+
+// TableStatus is one table of one family.
+type TableStatus struct {
+	Family string        `json:"family"` // "ipv4" or "ipv6"
+	Name   string        `json:"name"`
+	Chains []ChainStatus `json:"chains"`
+}
+
+// ChainStatus is one chain: its rules, and for a builtin chain its policy with counters.
+type ChainStatus struct {
+	Name    string       `json:"name"`
+	Policy  string       `json:"policy,omitempty"`
+	Packets uint64       `json:"packets"`
+	Bytes   uint64       `json:"bytes"`
+	Rules   []RuleStatus `json:"rules"`
+}
+
+// RuleStatus is one rule with its counters.
+type RuleStatus struct {
+	Text    string `json:"text"`
+	Packets uint64 `json:"packets"`
+	Bytes   uint64 `json:"bytes"`
+}
+
+// Status reads all counters. It runs between the workers' bursts and holds no packet up.
+func (r *Router) Status() *Status {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s := &Status{
+		Version: r.opt.Version, PID: r.pid, Config: r.cfg.File, Started: r.started,
+		Uptime: time.Since(r.started).Seconds(), Reloads: r.reloads,
+		Conntrack: ConntrackStatus{Count: r.ct.Count(), Max: r.knobs.conntrackMax.Load()},
+	}
+	snap := r.fib.Load()
+	at := map[int]int{}
+	for _, i := range r.links {
+		st := InterfaceStatus{Name: i.cfg.Name, Index: i.iface.Index, Type: i.cfg.Type, State: "up", MTU: i.iface.MTU}
+		if i.gone {
+			st.State = "gone"
+		} else {
+			st.Queues = i.link.Queues()
+		}
+		for _, a := range snap.Addrs(i.iface.Index) {
+			st.Addresses = append(st.Addresses, a.Prefix.String())
+		}
+		at[i.iface.Index] = len(s.Interfaces)
+		s.Interfaces = append(s.Interfaces, st)
+	}
+	drops := r.lostDrops
+	var mu sync.Mutex
+	r.eachWorker(func(w *worker) {
+		mu.Lock()
+		defer mu.Unlock()
+		s.Workers = append(s.Workers, WorkerStatus{w.id, w.batches, w.packets})
+		s.Forwarded += w.forwarded
+		s.Delivered += w.delivered
+		s.ICMPErrors += w.icmpSent
+		s.ICMPHeld += w.icmpLimited
+		for i, n := range w.drops {
+			drops[i] += n
+		}
+		for _, d := range w.ports {
+			if d == nil {
+				continue
+			}
+			if k, ok := at[d.iface.Index]; ok {
+				st := &s.Interfaces[k]
+				st.RxPackets += d.rxPackets
+				st.RxBytes += d.rxBytes
+				st.TxPackets += d.txPackets
+				st.TxBytes += d.txBytes
+				st.TxErrors += d.txErrors
+			}
+		}
+	})
+	local := r.local.Stats()
+	s.Sent = local.Sent
+	s.LogLost = r.logs.lost.Load()
+	for i, n := range drops {
+		if n > 0 {
+			x := packet.Reason(i)
+			s.Drops = append(s.Drops, DropCount{x.String(), x.Doc(), n})
+		}
+	}
+	sort.SliceStable(s.Drops, func(i, j int) bool { return s.Drops[i].Packets > s.Drops[j].Packets })
+	for f, e := range r.engines {
+		s.Tables = append(s.Tables, tableStatus([]string{"ipv4", "ipv6"}[f], e)...)
+	}
+	return s
+}
+
+func tableStatus(family string, e *tables.Engine) []TableStatus {
+	var out []TableStatus
+	v := e.View(nil)
+	for _, t := range v.Ruleset.Tables() {
+		ts := TableStatus{Family: family, Name: t.ID.String()}
+		for _, c := range t.Chains() {
+			cs := ChainStatus{Name: c.Name}
+			if c.Builtin {
+				k := v.Policy(c)
+				cs.Policy, cs.Packets, cs.Bytes = c.Policy.String(), k.Packets, k.Bytes
+			}
+			for _, rule := range c.Rules() {
+				k := v.Rule(rule)
+				cs.Rules = append(cs.Rules, RuleStatus{rule.Save(c.Name), k.Packets, k.Bytes})
+			}
+			ts.Chains = append(ts.Chains, cs)
+		}
+		out = append(out, ts)
+	}
+	return out
+}
