@@ -1,0 +1,143 @@
+package tables
+
+import (
+	"fmt"
+	"math/bits"
+	"net/netip"
+	"strings"
+
+	"sluice/packet"
+)
+
+// parseIPv4 reads one to four numbers with dots between, as iptables does: the
+// ones that are missing are zeros at the end.
+func parseIPv4(s string) (b [4]byte, ok bool) {
+	parts := strings.Split(s, ".")
+	if len(parts) > 4 {
+		return b, false
+	}
+	for i, p := range parts {
+		n, rest, ok := Strtoul(p, 0, 255)
+		if !ok || rest != "" {
+			return b, false
+		}
+		b[i] = byte(n)
+	}
+	return b, true
+}
+
+// parseMask reads what follows the slash of an address.
+func parseMask(fam uint8, s string) (m [16]byte, ok bool) {
+	width := uint64(32)
+	if fam == packet.IPv6 {
+		width = 128
+		if a, err := netip.ParseAddr(s); err == nil && a.Is6() {
+			return a.As16(), true
+		}
+	} else if strings.Contains(s, ".") {
+		b, ok := parseIPv4(s)
+		copy(m[:], b[:])
+		return m, ok
+	}
+	n, rest, ok := Strtoul(s, 0, width)
+	if !ok || rest != "" {
+		return m, false
+	}
+	return bitMask(int(n)), true
+}
+
+func bitMask(n int) (m [16]byte) {
+	for i := range n {
+		m[i/8] |= 0x80 >> (i % 8)
+	}
+	return m
+}
+
+// MaskBits is the length of a contiguous mask; ok is false for others.
+func MaskBits(m [16]byte) (n int, ok bool) {
+	for i, b := range m {
+		if b != 0xff {
+			n = i*8 + bits.LeadingZeros8(^b)
+			break
+		}
+		n = i*8 + 8
+	}
+	return n, m == bitMask(n)
+}
+
+// addrs reads -s or -d: addresses, or names, with masks, in a list with commas.
+func (ps *Parser) addrs(text string) ([]Addr, error) {
+	if text == "" {
+		return []Addr{{}}, nil
+	}
+	width := 32
+	if ps.Family == packet.IPv6 {
+		width = 128
+	}
+	var out []Addr
+	for _, s := range strings.Split(text, ",") {
+		s = strings.TrimLeft(s, " ")
+		host, mask, has := strings.Cut(s, "/")
+		m := bitMask(width)
+		if has {
+			var ok bool
+			if m, ok = parseMask(ps.Family, mask); !ok {
+				return nil, Usagef("invalid mask `%s' specified", mask)
+			}
+		}
+		found := [][16]byte{}
+		if a, ok := ParseAddr(ps.Family, host); ok {
+			found = append(found, a)
+		} else if ps.Resolve != nil && host != "" {
+			found = ps.Resolve(ps.Family, host)
+		}
+		if len(found) == 0 {
+			if m == [16]byte{} && host == "" {
+				found = append(found, [16]byte{})
+			} else {
+				return nil, Usagef("host/network `%s' not found", host)
+			}
+		}
+		for _, a := range found {
+			for i := range a {
+				a[i] &= m[i]
+			}
+			n := Addr{Addr: a, Mask: m}
+			dup := false
+			for _, o := range out {
+				dup = dup || o == n
+			}
+			if !dup {
+				out = append(out, n)
+			}
+		}
+	}
+	return out, nil
+}
+
+// formatMasked prints an address with its mask as -S does; always with the mask.
+func formatMasked(fam uint8, a Addr) string {
+	n, ok := MaskBits(a.Mask)
+	if ok {
+		return fmt.Sprintf("%s/%d", FormatAddr(fam, a.Addr), n)
+	}
+	return FormatAddr(fam, a.Addr) + "/" + FormatAddr(fam, a.Mask)
+}
+
+// ntop6 prints an IPv6 address as glibc's inet_ntop: IPv4-compatible and
+// IPv4-mapped addresses with a dotted quad.
+func ntop6(b [16]byte) string {
+	a := netip.AddrFrom16(b)
+	high := [10]byte{}
+	if [10]byte(b[:10]) != high {
+		return a.String()
+	}
+	v4 := netip.AddrFrom4([4]byte(b[12:])).String()
+	switch {
+	case b[10] == 0xff && b[11] == 0xff:
+		return "::ffff:" + v4
+	case b[10] == 0 && b[11] == 0 && (b[12] != 0 || b[13] != 0):
+		return "::" + v4
+	}
+	return a.String()
+}

@@ -1,0 +1,407 @@
+package tables
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math/bits"
+	"slices"
+	"syscall"
+
+	"sluice/hooks"
+	"sluice/packet"
+)
+
+// Checks of an op, in the order the walk makes them.
+const (
+	ckSrc uint32 = 1 << iota
+	ckSrcNot
+	ckDst
+	ckDstNot
+	ckIn
+	ckInNot
+	ckOut
+	ckOutNot
+	ckProto
+	ckProtoNot
+	ckFrag
+	ckFragNot
+	ckPorts
+	ckSportNot
+	ckDportNot
+	ckPreds
+)
+
+// Kinds of op: what happens when the rule matches.
+const (
+	opContinue uint8 = iota
+	opAccept
+	opDrop
+	opReturn
+	opJump
+	opGoto
+	opTarget
+)
+
+// op is a compiled rule. What most rules need is inline; the rest is behind x.
+type op struct {
+	checks       uint32
+	counter      uint32
+	jump         uint32 // slot of the chain
+	proto        uint8
+	kind         uint8
+	src, srcMask uint32 // IPv4
+	dst, dstMask uint32
+	ports        ports
+	x            *opx
+}
+
+type ports struct {
+	smin, smax, dmin, dmax uint16
+}
+
+// opx is the part of a rule that many rules do not have.
+type opx struct {
+	src, srcMask, dst, dstMask [2]uint64 // IPv6
+	in, inMask, out, outMask   [2]uint64
+	preds                      []Pred
+	target                     TargetFunc
+}
+
+// code is a chain's compiled form, with what linking has to know of its rules.
+type code struct {
+	ops     []op
+	edges   []edge
+	depends Depends // what all its rules together depend on
+	once    bool    // some rule is not repeatable
+	upto    int     // rules that checkChain has passed …
+	hooks   int     // … for this set of hooks; -1: none
+}
+
+// edge is a jump or goto to another chain; rule is the first one that makes it.
+type edge struct {
+	to   string
+	jump bool
+	rule int
+}
+
+// fork gives a code that can be extended apart from k. The array of ops is
+// shared: programs made of k do not look past their own length of it.
+func (k *code) fork() *code {
+	if k == nil {
+		return nil
+	}
+	c := *k
+	c.edges = slices.Clip(c.edges)
+	return &c
+}
+
+// Program is a compiled Ruleset. It never changes once published.
+type Program struct {
+	Ruleset  *Ruleset
+	Family   uint8
+	bases    [NumTables][hooks.NumHooks]base
+	chains   []*code // by slot
+	counters int     // ids in use are below this
+	depth    int     // deepest nesting of jumps
+}
+
+type base struct {
+	code    *code // nil: the table has no chain here
+	policy  Verdict
+	counter uint32
+}
+
+// frame is where a jump returns to.
+type frame struct {
+	code *code
+	next int
+}
+
+// compileRule makes the rule's compiled extensions, once for its lifetime.
+func (e *Engine) compileRule(r *Rule) error {
+	if r.state == nil {
+		r.state = &ruleState{}
+	}
+	st := r.state
+	if st.compiled {
+		return nil
+	}
+	inlined := true // only what nothing stateful precedes may be moved to the front
+	for _, m := range r.Matches {
+		m.Args.Rule = r
+		if inlined && m.Ext.Ports != nil {
+			if s, d, ok := m.Ext.Ports(m.Args); ok && st.checks&ckPorts == 0 {
+				st.checks |= ckPorts
+				st.ports = ports{0, 65535, 0, 65535}
+				if s.Set {
+					st.ports.smin, st.ports.smax = s.Min, s.Max
+					if s.Not {
+						st.checks |= ckSportNot
+					}
+				}
+				if d.Set {
+					st.ports.dmin, st.ports.dmax = d.Min, d.Max
+					if d.Not {
+						st.checks |= ckDportNot
+					}
+				}
+				continue
+			}
+		}
+		if m.Ext.Compile == nil {
+			continue // matches always, as comment does
+		}
+		inlined = false
+		f, err := m.Ext.Compile(m.Args, e.env)
+		if err != nil {
+			return err
+		}
+		st.preds = append(st.preds, f)
+	}
+	if r.Target != nil {
+		r.Target.Args.Rule = r
+		f, err := r.Target.Ext.Compile(r.Target.Args, e.env)
+		if err != nil {
+			return err
+		}
+		st.target = f
+	}
+	st.compiled = true
+	return nil
+}
+
+// emit makes the op of a rule whose extensions are compiled.
+func (t *Table) emit(r *Rule) op {
+	st := r.state
+	o := op{counter: st.id, checks: st.checks, ports: st.ports}
+	x := &opx{preds: st.preds, target: st.target}
+	need := len(st.preds) > 0 || st.target != nil
+	if len(st.preds) > 0 {
+		o.checks |= ckPreds
+	}
+	flag := func(set bool, bit uint32) {
+		if set {
+			o.checks |= bit
+		}
+	}
+	if r.Family == packet.IPv4 {
+		o.src, o.srcMask = word(r.Src.Addr), word(r.Src.Mask)
+		o.dst, o.dstMask = word(r.Dst.Addr), word(r.Dst.Mask)
+	} else {
+		x.src, x.srcMask = words(r.Src.Addr), words(r.Src.Mask)
+		x.dst, x.dstMask = words(r.Dst.Addr), words(r.Dst.Mask)
+	}
+	// An inverted address with an empty mask never matches: keep that check.
+	src, dst := r.Src.Mask != [16]byte{} || r.Src.Not, r.Dst.Mask != [16]byte{} || r.Dst.Not
+	flag(src, ckSrc)
+	flag(r.Src.Not, ckSrcNot)
+	flag(dst, ckDst)
+	flag(r.Dst.Not, ckDstNot)
+	if r.Family == packet.IPv6 && (src || dst) {
+		need = true
+	}
+	if r.In != "" {
+		x.in, x.inMask = packet.NameWords(r.In)
+		flag(true, ckIn)
+		flag(r.InNot, ckInNot)
+		need = true
+	}
+	if r.Out != "" {
+		x.out, x.outMask = packet.NameWords(r.Out)
+		flag(true, ckOut)
+		flag(r.OutNot, ckOutNot)
+		need = true
+	}
+	o.proto = r.Proto
+	flag(r.Proto != 0, ckProto)
+	flag(r.ProtoNot, ckProtoNot)
+	flag(r.Fragment, ckFrag)
+	flag(r.FragmentNot, ckFragNot)
+	switch {
+	case r.Target != nil:
+		o.kind = opTarget
+	case r.Jump != "":
+		o.kind = opJump
+		if r.Goto {
+			o.kind = opGoto
+		}
+		o.jump = t.chains[r.Jump].slot
+	default:
+		o.kind = [...]uint8{opContinue, opAccept, opDrop, opReturn}[r.Verdict]
+	}
+	if need {
+		o.x = x
+	}
+	return o
+}
+
+func word(a [16]byte) uint32 { return binary.NativeEndian.Uint32(a[:4]) }
+
+func words(a [16]byte) [2]uint64 {
+	return [2]uint64{binary.NativeEndian.Uint64(a[:8]), binary.NativeEndian.Uint64(a[8:])}
+}
+
+// compileChain brings c.code up to date with c.rules.
+func (e *Engine) compileChain(t *Table, c *Chain) error {
+	if c.code == nil {
+		c.code = &code{hooks: -1}
+	}
+	k := c.code
+	for i := len(k.ops); i < len(c.rules); i++ {
+		r := c.rules[i]
+		fail := func(no syscall.Errno, target, detail string) error {
+			return &EditError{Op: OpCommit, Errno: no, Table: t.ID, Chain: c.Name, Target: target, Rule: i + 1, Source: r.Source, Detail: detail}
+		}
+		if r.Jump != "" {
+			to := t.chains[r.Jump]
+			if to == nil {
+				return fail(syscall.ENOENT, r.Jump, fmt.Sprintf("chain %s: there is no chain %q in table %s", c.Name, r.Jump, t.ID))
+			}
+			if to.Builtin {
+				return fail(syscall.EINVAL, r.Jump, fmt.Sprintf("chain %s: a rule cannot jump to the builtin chain %s", c.Name, r.Jump))
+			}
+			if !slices.ContainsFunc(k.edges, func(x edge) bool { return x.to == r.Jump && x.jump == !r.Goto }) {
+				k.edges = append(k.edges, edge{r.Jump, !r.Goto, i})
+			}
+		}
+		fresh := r.state == nil || !r.state.compiled
+		if err := e.compileRule(r); err != nil {
+			return fail(syscall.EINVAL, r.TargetName(), err.Error())
+		}
+		if fresh {
+			r.state.id = e.counters.alloc()
+			e.fresh = append(e.fresh, r)
+		}
+		d, once := r.depends()
+		k.depends, k.once = k.depends|d, k.once || once
+		k.ops = append(k.ops, t.emit(r))
+	}
+	return nil
+}
+
+func (r *Rule) depends() (d Depends, once bool) {
+	for _, m := range r.Matches {
+		d, once = d|m.Ext.Depends, once || m.Ext.Depends == 0
+	}
+	if r.Target != nil {
+		d, once = d|r.Target.Ext.Depends, once || r.Target.Ext.Depends == 0
+	}
+	return d, once
+}
+
+// checkChain makes the kernel's checks of a chain's rules for the hooks that it
+// is reachable from.
+func checkChain(t *Table, c *Chain, reach hooks.Mask) error {
+	k := c.code
+	if k.hooks != int(reach) {
+		k.upto, k.hooks = 0, int(reach)
+	}
+	for i := k.upto; i < len(c.rules); i++ {
+		r := c.rules[i]
+		at := Place{Family: r.Family, Table: t.ID, Hooks: reach, Builtin: c.Builtin, Proto: r.Proto, ProtoNot: r.ProtoNot}
+		fail := func(name, detail string) error {
+			return &EditError{Op: OpCommit, Errno: syscall.EINVAL, Table: t.ID, Chain: c.Name, Target: name, Rule: i + 1, Source: r.Source, Detail: detail}
+		}
+		for _, m := range r.Matches {
+			if s := at.allowed("match", m.Ext.Name, m.Ext.Tables, m.Ext.Hooks, m.Ext.Protos); s != "" {
+				return fail(m.Ext.Name, s)
+			}
+			if m.Ext.Check != nil {
+				if err := m.Ext.Check(m.Args, &at); err != nil {
+					return fail(m.Ext.Name, err.Error())
+				}
+			}
+		}
+		if u := r.Target; u != nil {
+			if s := at.allowed("target", u.Ext.Name, u.Ext.Tables, u.Ext.Hooks, u.Ext.Protos); s != "" {
+				return fail(u.Ext.Name, s)
+			}
+			if u.Ext.Check != nil {
+				if err := u.Ext.Check(u.Args, &at); err != nil {
+					return fail(u.Ext.Name, err.Error())
+				}
+			}
+		}
+		k.upto = i + 1
+	}
+	return nil
+}
+
+func (at *Place) allowed(what, name string, ts TableMask, hs hooks.Mask, protos []uint8) string {
+	switch {
+	case !ts.Has(at.Table):
+		return fmt.Sprintf("%s %s cannot be used in table %s", what, name, at.Table)
+	case hs != 0 && at.Hooks&^hs != 0:
+		return fmt.Sprintf("%s %s cannot be used in a chain that is reached from %s", what, name, hooks.Hook(bits.TrailingZeros8(uint8(at.Hooks&^hs))))
+	case len(protos) > 0 && !at.Has(protos...):
+		return fmt.Sprintf("%s %s needs its protocol given with -p", what, name)
+	}
+	return ""
+}
+
+// link checks a table's chain graph and its rules, and gives the depth of jumps.
+func link(t *Table) (depth int, err error) {
+	const (
+		unseen = iota
+		open
+		done
+	)
+	type node struct {
+		state, depth int
+		reach        hooks.Mask
+	}
+	nodes := make(map[string]*node, len(t.chains))
+	order := make([]*Chain, 0, len(t.chains)) // callees first
+	var visit func(c *Chain) (*node, error)
+	visit = func(c *Chain) (*node, error) {
+		n := nodes[c.Name]
+		if n == nil {
+			n = &node{}
+			nodes[c.Name] = n
+		}
+		if n.state == done {
+			return n, nil
+		}
+		n.state = open
+		for _, x := range c.code.edges {
+			to := t.chains[x.to]
+			if m := nodes[to.Name]; m != nil && m.state == open {
+				return nil, &EditError{Op: OpCommit, Errno: syscall.ELOOP, Table: t.ID, Chain: c.Name, Target: to.Name, Rule: x.rule + 1,
+					Source: c.rules[x.rule].Source, Detail: fmt.Sprintf("rules of chains %s and %s lead back to each other", c.Name, to.Name)}
+			}
+			m, err := visit(to)
+			if err != nil {
+				return nil, err
+			}
+			d := m.depth
+			if x.jump {
+				d++
+			}
+			n.depth = max(n.depth, d)
+		}
+		n.state = done
+		order = append(order, c)
+		return n, nil
+	}
+	for _, c := range t.Chains() {
+		n, err := visit(c)
+		if err != nil {
+			return 0, err
+		}
+		if c.Builtin {
+			n.reach |= hooks.At(c.Hook)
+		}
+		depth = max(depth, n.depth)
+	}
+	for _, c := range slices.Backward(order) {
+		for _, x := range c.code.edges {
+			nodes[x.to].reach |= nodes[c.Name].reach
+		}
+	}
+	for _, c := range t.Chains() {
+		if err := checkChain(t, c, nodes[c.Name].reach); err != nil {
+			return 0, err
+		}
+	}
+	return depth, nil
+}

@@ -1,0 +1,79 @@
+package tables
+
+import (
+	"sluice/hooks"
+	"sluice/internal/sysctl"
+	"sluice/packet"
+)
+
+// Counter is a rule's or a policy's packets and bytes.
+type Counter struct{ Packets, Bytes uint64 }
+
+// Context is a worker's side of a walk: one per worker, used by that worker
+// alone (or inside Env.DoWorkers).
+type Context struct {
+	Worker   int
+	Hook     hooks.Hook
+	Table    TableID
+	Env      *Env
+	Counters []Counter // by counter id; grown by Prepare
+	Hotdrop  bool      // a match sets it: the packet is malformed, drop it now
+
+	// Output sends a packet that the router makes (REJECT and the like): it
+	// passes OUTPUT and POSTROUTING. It takes ownership of p.
+	Output func(p *packet.Packet)
+	// Alloc is a free packet from the worker's pool, Reset; nil when there is none.
+	Alloc func() *packet.Packet
+	// Log takes what LOG wants to say: prefix, syslog level (0 to 7), Log… flags.
+	// The packet is valid during the call only.
+	Log func(prefix string, level, flags uint8, p *packet.Packet)
+
+	stack []frame
+}
+
+// Flags of LOG, with the kernel's values (linux/netfilter/nf_log.h).
+const (
+	LogTCPSeq     uint8 = 0x01
+	LogTCPOptions uint8 = 0x02
+	LogIPOptions  uint8 = 0x04
+	LogUID        uint8 = 0x08
+	LogMACDecode  uint8 = 0x20
+)
+
+// Env is what rules need from outside: one per router.
+type Env struct {
+	Sysctl *sysctl.Set
+	Routes Routes
+	// DoWorkers runs f once for each worker, between two batches of that
+	// worker, and returns when all have run: the only way to read or zero
+	// counters. nil: there are no workers.
+	DoWorkers func(f func(c *Context))
+}
+
+// Routes is what rules ask of routing and addresses. Its methods are called on
+// the packet path: they take no lock and do not allocate.
+type Routes interface {
+	// AddrType is the route type (RTN_UNICAST 1, RTN_LOCAL 2, …) of addr; dev
+	// limits the question to one interface if not nil.
+	AddrType(fam uint8, addr [16]byte, dev *packet.Iface) uint8
+	// ReversePath answers rpfilter.
+	ReversePath(p *packet.Packet, loose, validmark, acceptLocal bool) bool
+	// SourceFor is the address that dev would send from towards nexthop.
+	SourceFor(fam uint8, dev *packet.Iface, nexthop [16]byte) ([16]byte, bool)
+	// FirstAddr is the first (primary) address of dev, for REDIRECT.
+	FirstAddr(fam uint8, dev *packet.Iface) ([16]byte, bool)
+	Ifaces() []*packet.Iface
+	// PathMTU is the MTU in bytes towards p's destination, or with reverse its source.
+	PathMTU(p *packet.Packet, reverse bool) int
+}
+
+// Prepare makes c ready to Run pr; call it when the program may have changed,
+// once a batch.
+func (c *Context) Prepare(pr *Program) {
+	if n := pr.counters; len(c.Counters) < n {
+		c.Counters = append(c.Counters, make([]Counter, n-len(c.Counters)+n/4)...)
+	}
+	if len(c.stack) < pr.depth {
+		c.stack = make([]frame, pr.depth)
+	}
+}

@@ -1,0 +1,268 @@
+package tables
+
+import (
+	"sync"
+	"sync/atomic"
+)
+
+// Engine holds one family's rules: the live program that packets use and the
+// ruleset it was made of.
+type Engine struct {
+	Family uint8
+	env    *Env
+	live   atomic.Pointer[Program]
+
+	mu       sync.Mutex // serialises Commit and counter reading; no packet takes it
+	src      *Ruleset
+	counters counterIDs
+	fresh    []*Rule // rules given a counter by the commit in progress
+	nextSlot uint32
+}
+
+// counterIDs hands out counter ids and keeps what was set apart from what
+// workers counted: a counter's value is its base plus every worker's part.
+type counterIDs struct {
+	base []Counter
+	free []uint32 // zero in every worker and in base
+	dead []uint32 // given back, not yet zeroed in the workers
+}
+
+func (k *counterIDs) alloc() uint32 {
+	if n := len(k.free); n > 0 {
+		id := k.free[n-1]
+		k.free = k.free[:n-1]
+		return id
+	}
+	k.base = append(k.base, Counter{})
+	return uint32(len(k.base) - 1)
+}
+
+// NewEngine makes an engine with empty tables, all policies ACCEPT.
+func NewEngine(fam uint8, env *Env) *Engine {
+	e := &Engine{Family: fam, env: env}
+	rs := Empty(fam)
+	for _, t := range rs.tables {
+		for _, c := range t.chains {
+			c.policy.id = e.counters.alloc()
+			e.nextSlot = max(e.nextSlot, c.slot+1)
+		}
+	}
+	pr, err := e.compile(rs)
+	if err != nil {
+		panic(err) // empty tables always compile
+	}
+	e.src = rs
+	e.live.Store(pr)
+	return e
+}
+
+// Program is the live program. Workers load it once a batch.
+func (e *Engine) Program() *Program { return e.live.Load() }
+
+// Ruleset is the ruleset in force, read only.
+func (e *Engine) Ruleset() *Ruleset { return e.Program().Ruleset }
+
+// Env is what the engine was made with.
+func (e *Engine) Env() *Env { return e.env }
+
+// Commit applies edit to a copy of the ruleset and publishes the whole, or
+// changes nothing. An edit's own error is returned as it is; what compiling
+// refuses is an *EditError.
+func (e *Engine) Commit(edit func(*Ruleset) error) error { return e.commit(edit, true) }
+
+// Check does all of a Commit but publishing: iptables-restore --test.
+func (e *Engine) Check(edit func(*Ruleset) error) error { return e.commit(edit, false) }
+
+func (e *Engine) commit(edit func(*Ruleset) error, publish bool) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	slot := e.nextSlot
+	next := e.src.clone(&slot)
+	e.fresh = e.fresh[:0]
+	err := edit(next)
+	var pr *Program
+	if err == nil {
+		pr, err = e.compile(next)
+	}
+	if err != nil || !publish {
+		// Nothing has run with these ids: they are still zero everywhere.
+		for _, r := range e.fresh {
+			e.counters.free = append(e.counters.free, r.state.id)
+			r.state = nil
+		}
+		return err
+	}
+	ed := next.edit
+	next.edit = nil
+	e.nextSlot = slot
+	old := e.src
+	e.src = next
+	e.setCounters(ed)
+	e.live.Store(pr)
+	e.retire(old, next, ed)
+	return nil
+}
+
+func (e *Engine) compile(rs *Ruleset) (*Program, error) {
+	pr := &Program{Ruleset: rs, Family: rs.Family}
+	for id, t := range rs.tables {
+		for _, c := range t.chains {
+			if err := e.compileChain(t, c); err != nil {
+				return nil, err
+			}
+		}
+		d, err := link(t)
+		if err != nil {
+			return nil, err
+		}
+		pr.depth = max(pr.depth, d)
+		for _, c := range t.chains {
+			if n := int(c.slot) + 1; len(pr.chains) < n {
+				pr.chains = append(pr.chains, make([]*code, n-len(pr.chains))...)
+			}
+			pr.chains[c.slot] = c.code
+			if c.Builtin {
+				pr.bases[id][c.Hook] = base{c.code, c.Policy, c.policy.id}
+			}
+		}
+	}
+	pr.counters = len(e.counters.base)
+	return pr, nil
+}
+
+// setCounters gives counters the values that an edit asked for.
+func (e *Engine) setCounters(ed *edit) {
+	if len(ed.counters)+len(ed.policies) == 0 {
+		return
+	}
+	set := map[uint32]Counter{}
+	for r, k := range ed.counters {
+		if r.state != nil {
+			set[r.state.id] = k
+		}
+	}
+	for c, k := range ed.policies {
+		set[c.policy.id] = k
+	}
+	e.eachWorker(func(c *Context) {
+		for id := range set {
+			if int(id) < len(c.Counters) {
+				c.Counters[id] = Counter{}
+			}
+		}
+	})
+	for id, k := range set {
+		e.counters.base[id] = k
+	}
+}
+
+func (e *Engine) eachWorker(f func(c *Context)) {
+	if e.env != nil && e.env.DoWorkers != nil {
+		e.env.DoWorkers(f)
+	}
+}
+
+// retire takes back the counters of rules that are gone. They are zeroed in the
+// workers in large groups, so that an edit does not wait for workers.
+func (e *Engine) retire(old, now *Ruleset, ed *edit) {
+	for id, t := range old.tables {
+		if !ed.tables[id] {
+			continue
+		}
+		keep := map[*ruleState]bool{}
+		gone := []*Chain{}
+		for name, c := range t.chains {
+			n := now.tables[id].chains[name]
+			if n == c {
+				continue
+			}
+			gone = append(gone, c)
+		}
+		if len(gone) == 0 {
+			continue
+		}
+		for name, c := range now.tables[id].chains {
+			if t.chains[name] != c {
+				for _, r := range c.rules {
+					keep[r.state] = true
+				}
+			}
+		}
+		for _, c := range gone {
+			for _, r := range c.rules {
+				if !keep[r.state] {
+					e.counters.dead = append(e.counters.dead, r.state.id)
+				}
+			}
+		}
+	}
+	if dead := e.counters.dead; len(dead) > 4096 && len(dead) > len(e.counters.base)/4 {
+		e.eachWorker(func(c *Context) {
+			for _, id := range dead {
+				if int(id) < len(c.Counters) {
+					c.Counters[id] = Counter{}
+				}
+			}
+		})
+		for _, id := range dead {
+			e.counters.base[id] = Counter{}
+		}
+		e.counters.free = append(e.counters.free, dead...)
+		e.counters.dead = nil
+	}
+}
+
+// View is a ruleset with its counters as they were at one moment.
+type View struct {
+	Ruleset *Ruleset
+	sums    []Counter
+}
+
+// Rule is a rule's counters.
+func (v *View) Rule(r *Rule) Counter { return v.sums[r.state.id] }
+
+// Policy is a builtin chain's policy counters.
+func (v *View) Policy(c *Chain) Counter { return v.sums[c.policy.id] }
+
+// View reads the counters. With zero, the counters of the rules and chains for
+// which zero is true are set to zero in the same step, so no packet is lost
+// between reading and zeroing (-L -Z). zero gets a nil rule for a policy.
+func (e *Engine) View(zero func(t *Table, c *Chain, r *Rule) bool) *View {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	v := &View{Ruleset: e.src, sums: make([]Counter, len(e.counters.base))}
+	copy(v.sums, e.counters.base)
+	var clear []uint32
+	if zero != nil {
+		for _, t := range e.src.tables {
+			for _, c := range t.chains {
+				if c.Builtin && zero(t, c, nil) {
+					clear = append(clear, c.policy.id)
+				}
+				for _, r := range c.rules {
+					if zero(t, c, r) {
+						clear = append(clear, r.state.id)
+					}
+				}
+			}
+		}
+		for _, id := range clear {
+			e.counters.base[id] = Counter{}
+		}
+	}
+	var mu sync.Mutex // workers may run side by side
+	e.eachWorker(func(c *Context) {
+		mu.Lock()
+		defer mu.Unlock()
+		for i := range min(len(c.Counters), len(v.sums)) {
+			v.sums[i].Packets += c.Counters[i].Packets
+			v.sums[i].Bytes += c.Counters[i].Bytes
+		}
+		for _, id := range clear {
+			if int(id) < len(c.Counters) {
+				c.Counters[id] = Counter{}
+			}
+		}
+	})
+	return v
+}

@@ -1,0 +1,466 @@
+package tables
+
+import (
+	"cmp"
+	"slices"
+	"syscall"
+
+	"sluice/hooks"
+)
+
+func sortBy[T any](s []T, key func(T) string) {
+	slices.SortFunc(s, func(a, b T) int { return cmp.Compare(key(a), key(b)) })
+}
+
+// TableID is one of the five tables.
+type TableID uint8
+
+const (
+	Raw TableID = iota
+	Mangle
+	NAT
+	Filter
+	Security
+	NumTables
+)
+
+var tableNames = [NumTables]string{"raw", "mangle", "nat", "filter", "security"}
+
+func (t TableID) String() string { return tableNames[t] }
+
+// TableByName finds a table by the name that -t takes.
+func TableByName(name string) (TableID, bool) {
+	i := slices.Index(tableNames[:], name)
+	return TableID(max(i, 0)), i >= 0
+}
+
+// TableHooks are the hooks at which a table has builtin chains.
+var TableHooks = [NumTables]hooks.Mask{
+	Raw:      hooks.At(hooks.Prerouting, hooks.Output),
+	Mangle:   hooks.At(hooks.Prerouting, hooks.Input, hooks.Forward, hooks.Output, hooks.Postrouting),
+	NAT:      hooks.At(hooks.Prerouting, hooks.Input, hooks.Output, hooks.Postrouting),
+	Filter:   hooks.At(hooks.Input, hooks.Forward, hooks.Output),
+	Security: hooks.At(hooks.Input, hooks.Forward, hooks.Output),
+}
+
+// Ruleset is the tables of one family. A Ruleset that an Engine has accepted
+// never changes: edits are made to a clone inside Engine.Commit, and clones
+// share what was not edited.
+type Ruleset struct {
+	Family uint8
+	tables [NumTables]*Table
+	edit   *edit // nil: read only
+}
+
+// edit collects what a commit has to do besides publishing.
+type edit struct {
+	owned    map[*Chain]bool // chains this edit may change in place
+	tables   [NumTables]bool // tables likewise
+	counters map[*Rule]Counter
+	policies map[*Chain]Counter
+	nextSlot *uint32
+}
+
+// Table is a set of chains.
+type Table struct {
+	ID     TableID
+	rs     *Ruleset
+	chains map[string]*Chain
+	refs   map[string]int // rules that jump to a user chain
+}
+
+// Chain is a list of rules.
+type Chain struct {
+	Name    string
+	Builtin bool
+	Hook    hooks.Hook // of a builtin chain
+	Policy  Verdict    // of a builtin chain: VerdictAccept or VerdictDrop
+	slot    uint32     // its place in Program.chains: stays the same through edits and renames
+	policy  *policy
+	rules   []*Rule
+	code    *code // compiled form of the first len(code.ops) rules; nil: of none
+}
+
+// policy is a builtin chain's counter identity; it outlives edits of the chain.
+type policy struct{ id uint32 }
+
+// Rules are the chain's rules in order; not to be changed.
+func (c *Chain) Rules() []*Rule { return c.rules }
+
+// Empty makes the ruleset that Linux starts with: builtin chains, policy ACCEPT.
+func Empty(family uint8) *Ruleset {
+	rs := &Ruleset{Family: family}
+	slot := uint32(0)
+	for id := range NumTables {
+		t := &Table{ID: id, chains: map[string]*Chain{}, refs: map[string]int{}}
+		for h := range hooks.NumHooks {
+			if TableHooks[id].Has(h) {
+				t.chains[h.String()] = &Chain{Name: h.String(), Builtin: true, Hook: h, Policy: VerdictAccept, slot: slot, policy: &policy{}}
+				slot++
+			}
+		}
+		rs.tables[id] = t
+	}
+	return rs
+}
+
+// Table is one of the five, for reading or, inside Commit, for editing.
+func (rs *Ruleset) Table(id TableID) *Table {
+	t := rs.tables[id]
+	if rs.edit != nil && !rs.edit.tables[id] {
+		n := &Table{ID: id, rs: rs, chains: make(map[string]*Chain, len(t.chains)+1), refs: make(map[string]int, len(t.refs))}
+		for k, v := range t.chains {
+			n.chains[k] = v
+		}
+		for k, v := range t.refs {
+			n.refs[k] = v
+		}
+		rs.tables[id], rs.edit.tables[id] = n, true
+		return n
+	}
+	return t
+}
+
+func (rs *Ruleset) clone(next *uint32) *Ruleset {
+	return &Ruleset{Family: rs.Family, tables: rs.tables, edit: &edit{
+		owned: map[*Chain]bool{}, counters: map[*Rule]Counter{}, policies: map[*Chain]Counter{}, nextSlot: next,
+	}}
+}
+
+// Chain finds a chain by name; nil: there is none.
+func (t *Table) Chain(name string) *Chain { return t.chains[name] }
+
+// Chains lists the builtin chains in hook order, then the others by name.
+func (t *Table) Chains() []*Chain {
+	out := make([]*Chain, 0, len(t.chains))
+	for _, c := range t.chains {
+		out = append(out, c)
+	}
+	slices.SortFunc(out, func(a, b *Chain) int {
+		if a.Builtin != b.Builtin {
+			if a.Builtin {
+				return -1
+			}
+			return 1
+		}
+		if a.Builtin {
+			return cmp.Compare(a.Hook, b.Hook)
+		}
+		return cmp.Compare(a.Name, b.Name)
+	})
+	return out
+}
+
+// References is how many rules jump or go to the user chain.
+func (t *Table) References(name string) int { return t.refs[name] }
+
+func (t *Table) fail(op Op, no syscall.Errno, chain string, rule int) *EditError {
+	return &EditError{Op: op, Errno: no, Table: t.ID, Chain: chain, Rule: rule}
+}
+
+// own gives a chain that this edit may change, or ENOENT.
+func (t *Table) own(op Op, name string) (*Chain, error) {
+	if t.rs == nil || t.rs.edit == nil {
+		panic("tables: edit of a ruleset outside Commit")
+	}
+	c := t.chains[name]
+	if c == nil {
+		return nil, t.fail(op, syscall.ENOENT, name, 0)
+	}
+	if !t.rs.edit.owned[c] {
+		n := *c
+		n.code = c.code.fork()
+		c = &n
+		t.chains[name] = c
+		t.rs.edit.owned[c] = true
+	}
+	return c, nil
+}
+
+func (t *Table) ref(r *Rule, d int) {
+	if r.Jump != "" {
+		if t.refs[r.Jump] += d; t.refs[r.Jump] == 0 {
+			delete(t.refs, r.Jump)
+		}
+	}
+}
+
+// adopt makes a rule ready to be put into a chain: a rule that sits in a chain
+// already is copied, so that counters and state are never shared by accident.
+func (t *Table) adopt(r *Rule) *Rule {
+	if r.placed {
+		r = r.copy()
+	}
+	r.placed = true
+	t.ref(r, 1)
+	if r.Initial != (Counter{}) {
+		t.rs.edit.counters[r] = r.Initial
+	}
+	return r
+}
+
+// NewChain makes a user chain.
+func (t *Table) NewChain(name string) error {
+	if t.chains[name] != nil {
+		return t.fail(OpNewChain, syscall.EEXIST, name, 0)
+	}
+	if t.rs == nil || t.rs.edit == nil {
+		panic("tables: edit of a ruleset outside Commit")
+	}
+	c := &Chain{Name: name, slot: *t.rs.edit.nextSlot}
+	*t.rs.edit.nextSlot++
+	t.chains[name], t.rs.edit.owned[c] = c, true
+	return nil
+}
+
+// DeleteChain deletes an empty user chain that no rule refers to.
+func (t *Table) DeleteChain(name string) error {
+	c, err := t.own(OpDeleteChain, name)
+	switch {
+	case err != nil:
+		return err
+	case c.Builtin:
+		return t.fail(OpDeleteChain, syscall.EINVAL, name, 0)
+	case t.refs[name] > 0:
+		return t.fail(OpDeleteChain, syscall.EMLINK, name, 0)
+	case len(c.rules) > 0:
+		return t.fail(OpDeleteChain, syscall.ENOTEMPTY, name, 0)
+	}
+	delete(t.chains, name)
+	return nil
+}
+
+// DeleteUserChains deletes every empty user chain without references, as -X
+// without a name does; the first one that cannot go stops it.
+func (t *Table) DeleteUserChains() error {
+	for _, c := range t.Chains() {
+		if !c.Builtin {
+			if err := t.DeleteChain(c.Name); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// RenameChain renames a user chain and the jumps to it.
+func (t *Table) RenameChain(from, to string) error {
+	c, err := t.own(OpRenameChain, from)
+	switch {
+	case err != nil:
+		return err
+	case t.chains[to] != nil:
+		return t.fail(OpRenameChain, syscall.EEXIST, to, 0)
+	case c.Builtin:
+		return t.fail(OpRenameChain, syscall.EINVAL, from, 0)
+	}
+	delete(t.chains, from)
+	c.Name = to
+	t.chains[to] = c
+	if t.refs[from] == 0 {
+		return nil
+	}
+	t.refs[to] = t.refs[from]
+	delete(t.refs, from)
+	for name, ch := range t.chains {
+		if !slices.ContainsFunc(ch.rules, func(r *Rule) bool { return r.Jump == from }) {
+			continue
+		}
+		ch, _ = t.own(OpRenameChain, name)
+		ch.rules, ch.code = slices.Clone(ch.rules), nil
+		for i, r := range ch.rules {
+			if r.Jump == from {
+				n := *r // same counter, same state: the same rule
+				n.Jump, n.text = to, ""
+				ch.rules[i] = &n
+			}
+		}
+	}
+	return nil
+}
+
+// SetPolicy sets a builtin chain's policy.
+func (t *Table) SetPolicy(chain string, v Verdict) error {
+	c, err := t.own(OpPolicy, chain)
+	if err != nil || !c.Builtin {
+		return t.fail(OpPolicy, syscall.ENOENT, chain, 0)
+	}
+	if v != VerdictAccept && v != VerdictDrop {
+		return t.fail(OpPolicy, syscall.EINVAL, chain, 0)
+	}
+	c.Policy = v
+	return nil
+}
+
+// SetPolicyCounters sets a builtin chain's policy counters.
+func (t *Table) SetPolicyCounters(chain string, n Counter) error {
+	c, err := t.own(OpPolicy, chain)
+	if err != nil || !c.Builtin {
+		return t.fail(OpPolicy, syscall.ENOENT, chain, 0)
+	}
+	t.rs.edit.policies[c] = n
+	return nil
+}
+
+// Append adds a rule at the end of a chain.
+func (t *Table) Append(chain string, r *Rule) error {
+	c, err := t.own(OpAppend, chain)
+	if err != nil {
+		return err
+	}
+	// Appending in place is safe: only the newest ruleset grows the array, and
+	// older ones do not look past their own length.
+	c.rules = append(c.rules, t.adopt(r))
+	return nil
+}
+
+// Insert puts a rule before the n'th (from 1; one past the end appends).
+func (t *Table) Insert(chain string, n int, r *Rule) error {
+	c, err := t.own(OpInsert, chain)
+	if err != nil {
+		return err
+	}
+	if n < 1 || n > len(c.rules)+1 {
+		return t.fail(OpInsert, syscall.E2BIG, chain, n)
+	}
+	c.code = nil
+	c.rules = slices.Insert(slices.Clip(slices.Clone(c.rules)), n-1, t.adopt(r))
+	return nil
+}
+
+// Replace puts a rule in the place of the n'th.
+func (t *Table) Replace(chain string, n int, r *Rule) error {
+	c, err := t.own(OpReplace, chain)
+	if err != nil {
+		return err
+	}
+	if n < 1 || n > len(c.rules) {
+		return t.fail(OpReplace, syscall.E2BIG, chain, n)
+	}
+	t.ref(c.rules[n-1], -1)
+	c.code = nil
+	c.rules = slices.Clone(c.rules)
+	c.rules[n-1] = t.adopt(r)
+	return nil
+}
+
+// Delete deletes the n'th rule.
+func (t *Table) Delete(chain string, n int) error {
+	c, err := t.own(OpDeleteNum, chain)
+	if err != nil {
+		return err
+	}
+	if n < 1 || n > len(c.rules) {
+		return t.fail(OpDeleteNum, syscall.E2BIG, chain, n)
+	}
+	t.ref(c.rules[n-1], -1)
+	c.code = nil
+	c.rules = slices.Delete(slices.Clone(c.rules), n-1, n)
+	return nil
+}
+
+// DeleteRule deletes the first rule equal to r.
+func (t *Table) DeleteRule(chain string, r *Rule) error {
+	n, err := t.find(OpDelete, chain, r)
+	if err != nil {
+		return err
+	}
+	return t.Delete(chain, n)
+}
+
+// Find is the number (from 1) of the first rule equal to r, for -C.
+func (t *Table) Find(chain string, r *Rule) (int, error) { return t.find(OpCheck, chain, r) }
+
+func (t *Table) find(op Op, chain string, r *Rule) (int, error) {
+	c := t.chains[chain]
+	if c == nil {
+		return 0, t.fail(op, syscall.ENOENT, chain, 0)
+	}
+	for i, x := range c.rules {
+		if x.Equal(r) {
+			return i + 1, nil
+		}
+	}
+	return 0, t.fail(op, syscall.ENOENT, chain, 0)
+}
+
+// Flush deletes a chain's rules.
+func (t *Table) Flush(chain string) error {
+	c, err := t.own(OpFlush, chain)
+	if err != nil {
+		return err
+	}
+	for _, r := range c.rules {
+		t.ref(r, -1)
+	}
+	c.rules, c.code = nil, nil
+	return nil
+}
+
+// FlushAll deletes the rules of every chain.
+func (t *Table) FlushAll() error {
+	for name := range t.chains {
+		if err := t.Flush(name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Clear makes the table what it was at the start: no user chains, no rules,
+// policies ACCEPT. (iptables-restore without --noflush begins with it; it then
+// sets the policies that its text names.)
+func (t *Table) Clear(policies bool) error {
+	if err := t.FlushAll(); err != nil {
+		return err
+	}
+	if err := t.DeleteUserChains(); err != nil {
+		return err
+	}
+	if policies {
+		for _, c := range t.Chains() {
+			if err := t.SetPolicy(c.Name, VerdictAccept); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// SetRuleCounters sets the counters of the n'th rule.
+func (t *Table) SetRuleCounters(chain string, n int, k Counter) error {
+	c := t.chains[chain]
+	if c == nil {
+		return t.fail(OpZero, syscall.ENOENT, chain, 0)
+	}
+	if n < 1 || n > len(c.rules) {
+		return t.fail(OpZero, syscall.E2BIG, chain, n)
+	}
+	t.rs.edit.counters[c.rules[n-1]] = k
+	return nil
+}
+
+// Zero zeroes the counters of a chain: of its policy and all its rules.
+func (t *Table) Zero(chain string) error {
+	c := t.chains[chain]
+	if c == nil {
+		return t.fail(OpZero, syscall.ENOENT, chain, 0)
+	}
+	for _, r := range c.rules {
+		t.rs.edit.counters[r] = Counter{}
+	}
+	if c.Builtin {
+		t.rs.edit.policies[c] = Counter{}
+	}
+	return nil
+}
+
+// ZeroAll zeroes every counter of the table.
+func (t *Table) ZeroAll() error {
+	for name := range t.chains {
+		if err := t.Zero(name); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,607 @@
+package tables
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"sluice/packet"
+)
+
+// ArgKind says whether an option has an argument, as getopt_long does.
+type ArgKind uint8
+
+const (
+	NoArg ArgKind = iota
+	NeedArg
+	MayArg // only in the same word: -L5, --list=5; else the caller may Take the next word
+)
+
+// CommandOption is an option that belongs to the program that parses rules, not
+// to the rule (-A, -t, -v …). Next hands it back.
+type CommandOption struct {
+	Long  string // "" : none
+	Short byte   // 0: none
+	Arg   ArgKind
+	ID    int
+}
+
+// Given is a command option as it was met.
+type Given struct {
+	ID     int
+	Name   string // as typed: "-A", "--append"
+	Arg    string
+	HasArg bool
+	Invert bool // "!" stood before it
+}
+
+// Parser reads a command line that holds a rule among the options of a program:
+// one getopt_long loop over all of them, as iptables has it, so that
+// abbreviations, "--name=value", "-n5" and "!" mean the same.
+type Parser struct {
+	Registry *Registry
+	Family   uint8
+	Args     []string
+	// Warn takes what iptables writes to stderr and then goes on; may be nil.
+	Warn func(line string)
+	// Resolve finds the addresses of a host name; nil: names are not found.
+	Resolve func(fam uint8, name string) [][16]byte
+	// Source is put into the rules.
+	Source Source
+
+	// What was given, for checks of the program (generic_opt_check).
+	Seen map[byte]bool // by letter: p s d i o f j m c
+
+	pos     int
+	cluster string
+	opts    []longOpt
+	command []CommandOption
+	invert  bool
+
+	rule      Rule
+	src, dst  string
+	proto     string // -p as typed, lower case
+	protoUsed bool   // the match of that name has been tried
+	target    *Use[Target]
+	uses      []*Use[Match]
+}
+
+type longOpt struct {
+	name string
+	arg  ArgKind
+	id   int // command: the caller's; rule: a letter
+	kind optKind
+	use  int // match: index into uses
+	opt  int // match, target: index into the extension's options
+}
+
+type optKind uint8
+
+const (
+	optCommand optKind = iota
+	optRule
+	optMatch
+	optTarget
+)
+
+var ruleOpts = []CommandOption{
+	{"protocol", 'p', NeedArg, 'p'}, {"source", 's', NeedArg, 's'}, {"src", 0, NeedArg, 's'},
+	{"destination", 'd', NeedArg, 'd'}, {"dst", 0, NeedArg, 'd'},
+	{"in-interface", 'i', NeedArg, 'i'}, {"out-interface", 'o', NeedArg, 'o'},
+	{"jump", 'j', NeedArg, 'j'}, {"match", 'm', NeedArg, 'm'}, {"goto", 'g', NeedArg, 'g'},
+	{"set-counters", 'c', NeedArg, 'c'},
+}
+
+var fragmentOpts = []CommandOption{{"fragments", 'f', NoArg, 'f'}, {"fragment", 0, NoArg, 'f'}}
+
+// NewParser makes a parser of args (without the program's name).
+func NewParser(reg *Registry, fam uint8, args []string, command []CommandOption) *Parser {
+	ps := &Parser{Registry: reg, Family: fam, Args: args, Seen: map[byte]bool{}}
+	ps.rule.Family = fam
+	rule := ruleOpts
+	if fam == packet.IPv4 {
+		rule = append(rule[:len(rule):len(rule)], fragmentOpts...)
+	}
+	ps.command = append(command[:len(command):len(command)], rule...)
+	for i, o := range ps.command {
+		if o.Long != "" {
+			k := optCommand
+			if i >= len(command) {
+				k = optRule
+			}
+			ps.opts = append(ps.opts, longOpt{name: o.Long, arg: o.Arg, id: o.ID, kind: k})
+		}
+	}
+	return ps
+}
+
+// Peek is the next word, if there is one that Next has not read yet.
+func (ps *Parser) Peek() (string, bool) {
+	if ps.cluster != "" || ps.pos >= len(ps.Args) {
+		return "", false
+	}
+	return ps.Args[ps.pos], true
+}
+
+// Take is Peek, and goes past the word.
+func (ps *Parser) Take() (string, bool) {
+	s, ok := ps.Peek()
+	if ok {
+		ps.pos++
+	}
+	return s, ok
+}
+
+// Next reads options of the rule until it meets one of the program's. more is
+// false at the end of the line.
+func (ps *Parser) Next() (g Given, more bool, err error) {
+	for {
+		if ps.cluster == "" {
+			if ps.pos >= len(ps.Args) {
+				return g, false, nil
+			}
+			w := ps.Args[ps.pos]
+			switch {
+			case w == "--":
+				ps.pos = len(ps.Args) // getopt stops; what follows is not looked at
+				return g, false, nil
+			case w == "!":
+				if ps.invert {
+					return g, false, Usagef("multiple consecutive ! not allowed")
+				}
+				ps.invert = true
+				ps.pos++
+				continue
+			case len(w) < 2 || w[0] != '-':
+				return g, false, &Error{Code: ExitParameter, Msg: fmt.Sprintf("Bad argument `%s'", w), Plain: true}
+			case strings.HasPrefix(w, "--"):
+				g, handled, err := ps.long(w)
+				if err != nil || !handled {
+					return g, err == nil, err
+				}
+				continue
+			}
+			ps.cluster = w[1:]
+			ps.pos++
+		}
+		g, handled, err := ps.short()
+		if err != nil || !handled {
+			return g, err == nil, err
+		}
+	}
+}
+
+// short reads one letter of a word like -vnL.
+func (ps *Parser) short() (g Given, handled bool, err error) {
+	c := ps.cluster[0]
+	ps.cluster = ps.cluster[1:]
+	for i, o := range ps.command {
+		if o.Short != c {
+			continue
+		}
+		name := "-" + string(c)
+		arg, has := "", false
+		switch {
+		case o.Arg == NoArg:
+		case ps.cluster != "":
+			arg, has, ps.cluster = ps.cluster, true, ""
+		case o.Arg == NeedArg:
+			if ps.pos >= len(ps.Args) {
+				return g, false, Usagef("option \"%s\" requires an argument", ps.Args[ps.pos-1])
+			}
+			arg, has = ps.Args[ps.pos], true
+			ps.pos++
+		}
+		if i < len(ps.command)-ps.ruleCount() {
+			return ps.give(o.ID, name, arg, has), false, nil
+		}
+		return g, true, ps.ruleOption(byte(o.ID), arg)
+	}
+	return g, false, Usagef("unknown option \"%s\"", ps.Args[ps.pos-1])
+}
+
+func (ps *Parser) ruleCount() int {
+	if ps.Family == packet.IPv4 {
+		return len(ruleOpts) + len(fragmentOpts)
+	}
+	return len(ruleOpts)
+}
+
+func (ps *Parser) give(id int, name, arg string, has bool) Given {
+	g := Given{ID: id, Name: name, Arg: arg, HasArg: has, Invert: ps.invert}
+	ps.invert = false
+	return g
+}
+
+// long reads a word like --name or --name=value.
+func (ps *Parser) long(w string) (g Given, handled bool, err error) {
+	name, val, has := strings.Cut(w[2:], "=")
+	o := ps.find(name)
+	missing := o != nil && o.arg == NeedArg && !has && ps.pos+1 >= len(ps.Args)
+	if o == nil || missing || o.arg == NoArg && has {
+		if ps.loadProto() {
+			return g, true, nil // once more, with the protocol's options
+		}
+		if missing {
+			return g, false, Usagef("option \"%s\" requires an argument", w)
+		}
+		return g, false, Usagef("unknown option \"%s\"", w)
+	}
+	ps.pos++
+	if o.arg == NeedArg && !has {
+		val, has = ps.Args[ps.pos], true
+		ps.pos++
+	}
+	switch o.kind {
+	case optCommand:
+		return ps.give(o.id, w, val, has), false, nil
+	case optRule:
+		return g, true, ps.ruleOption(byte(o.id), val)
+	case optTarget:
+		err = ps.extOption(ps.target.Args, o.opt, o.name, val)
+	case optMatch:
+		err = ps.extOption(ps.uses[o.use].Args, o.opt, o.name, val)
+	}
+	ps.invert = false
+	return g, true, err
+}
+
+// find looks an option up as getopt_long does: an exact name, or a beginning
+// that only one option has.
+func (ps *Parser) find(name string) *longOpt {
+	var hit *longOpt
+	for i := range ps.opts {
+		o := &ps.opts[i]
+		if o.name == name {
+			return o
+		}
+	}
+	for i := range ps.opts {
+		o := &ps.opts[i]
+		if !strings.HasPrefix(o.name, name) {
+			continue
+		}
+		if hit != nil && (hit.arg != o.arg || hit.kind != o.kind || hit.id != o.id || hit.use != o.use || hit.opt != o.opt) {
+			return nil
+		}
+		if hit == nil {
+			hit = o
+		}
+	}
+	return hit
+}
+
+// extend puts an extension's options before those of the extensions so far.
+func (ps *Parser) extend(kind optKind, use int, options []Option) {
+	n := 0
+	for n < len(ps.opts) && ps.opts[n].kind <= optRule {
+		n++
+	}
+	var more []longOpt
+	for i := range options {
+		o := &options[i]
+		arg := NoArg
+		if o.Type.Args() > 0 {
+			arg = NeedArg
+		}
+		for _, name := range append([]string{o.Name}, o.Aliases...) {
+			more = append(more, longOpt{name: name, arg: arg, kind: kind, use: use, opt: i})
+		}
+	}
+	ps.opts = append(ps.opts[:n:n], append(more, ps.opts[n:]...)...)
+}
+
+func (ps *Parser) loadMatch(m *Match) {
+	u := &Use[Match]{m, newArgs(m.Name, ps.Family, m.Options)}
+	ps.uses = append(ps.uses, u)
+	ps.extend(optMatch, len(ps.uses)-1, m.Options)
+}
+
+// loadProto loads the match that is named like the protocol, once, when an
+// option is met that nobody knows.
+func (ps *Parser) loadProto() bool {
+	if ps.proto == "" || ps.protoUsed {
+		return false
+	}
+	ps.protoUsed = true
+	name := ps.proto
+	if n, rest, ok := Strtoul(name, 0, 255); ok && rest == "" {
+		name = ProtocolName(uint8(n))
+	}
+	if name == "ipv6-icmp" || name == "icmpv6" {
+		name = "icmp6"
+	}
+	m := ps.Registry.Match(ps.Family, name)
+	if m == nil {
+		return false
+	}
+	ps.loadMatch(m)
+	return true
+}
+
+// once is iptables' set_option.
+func (ps *Parser) once(letter byte, invertible bool) error {
+	if ps.Seen[letter] {
+		return Usagef("multiple -%c flags not allowed", letter)
+	}
+	ps.Seen[letter] = true
+	if ps.invert && !invertible {
+		return Usagef("cannot have ! before -%c", letter)
+	}
+	return nil
+}
+
+func (ps *Parser) ruleOption(letter byte, arg string) error {
+	not := ps.invert
+	r := &ps.rule
+	var err error
+	switch letter {
+	case 'p':
+		if err = ps.once('p', true); err != nil {
+			break
+		}
+		ps.proto = strings.ToLower(arg)
+		n, ok := ProtocolByName(ps.proto)
+		if !ok {
+			return Usagef("unknown protocol \"%s\" specified", ps.proto)
+		}
+		if n == 0 && not {
+			return Usagef("rule would never match protocol")
+		}
+		if ps.Family == packet.IPv6 && !not && isExtHeader(n) && ps.Warn != nil {
+			ps.Warn(fmt.Sprintf("Warning: never matched protocol: %s. use extension match instead.", ps.proto))
+		}
+		r.Proto, r.ProtoNot = n, not
+	case 's':
+		if err = ps.once('s', true); err == nil {
+			ps.src, r.Src.Not = arg, not
+		}
+	case 'd':
+		if err = ps.once('d', true); err == nil {
+			ps.dst, r.Dst.Not = arg, not
+		}
+	case 'i':
+		if err = ps.once('i', true); err == nil {
+			r.In, r.InNot = arg, not
+			err = ps.iface(arg)
+		}
+	case 'o':
+		if err = ps.once('o', true); err == nil {
+			r.Out, r.OutNot = arg, not
+			err = ps.iface(arg)
+		}
+	case 'f':
+		if err = ps.once('f', true); err == nil {
+			r.Fragment, r.FragmentNot = !not, not
+		}
+	case 'c':
+		err = ps.counters(arg)
+	case 'm':
+		if not {
+			return Usagef("unexpected ! flag before --match")
+		}
+		m := ps.Registry.Match(ps.Family, arg)
+		if m == nil {
+			return Usagef("Couldn't load match `%s':No such file or directory\n", arg)
+		}
+		ps.Seen['m'] = true
+		ps.loadMatch(m)
+	case 'j', 'g':
+		err = ps.jump(letter == 'g', arg)
+	}
+	ps.invert = false
+	return err
+}
+
+func (ps *Parser) jump(isGoto bool, name string) error {
+	if err := ps.once('j', false); err != nil {
+		return err
+	}
+	switch {
+	case name == "":
+		return Usagef("Invalid target name (too short)")
+	case len(name) > 28:
+		return Usagef("Invalid target name `%s' (28 chars max)", name)
+	case strings.ContainsAny(name, " \t\n\v\f\r"):
+		return Usagef("Invalid target name `%s'", name)
+	}
+	r := &ps.rule
+	if isGoto {
+		r.Jump, r.Goto = name, true
+		return nil
+	}
+	if v, ok := VerdictByName(name); ok {
+		r.Verdict = v
+		return nil
+	}
+	if t := ps.Registry.Target(ps.Family, name); t != nil {
+		ps.target = &Use[Target]{t, newArgs(t.Name, ps.Family, t.Options)}
+		ps.extend(optTarget, 0, t.Options)
+		return nil
+	}
+	r.Jump = name
+	return nil
+}
+
+// counters reads -c PKTS BYTES and -c PKTS,BYTES.
+func (ps *Parser) counters(arg string) error {
+	if err := ps.once('c', false); err != nil {
+		return err
+	}
+	pk, by, ok := strings.Cut(arg, ",")
+	if !ok {
+		if by, ok = ps.Peek(); !ok || strings.HasPrefix(by, "-") || strings.HasPrefix(by, "!") {
+			return Usagef("-c requires packet and byte counter")
+		}
+		ps.pos++
+	}
+	var err error
+	if ps.rule.Initial.Packets, err = strconv.ParseUint(pk, 10, 64); err != nil {
+		return Usagef("-c packet counter not numeric")
+	}
+	if ps.rule.Initial.Bytes, err = strconv.ParseUint(by, 10, 64); err != nil {
+		return Usagef("-c byte counter not numeric")
+	}
+	return nil
+}
+
+func (ps *Parser) iface(name string) error {
+	if len(name) > 15 {
+		return Usagef("interface name `%s' must be shorter than IFNAMSIZ (15)", name)
+	}
+	if strings.ContainsAny(name, "/ ") && ps.Warn != nil {
+		ps.Warn(fmt.Sprintf("Warning: weird character in interface `%s' ('/' and ' ' are not allowed by the kernel).", name))
+	}
+	return nil
+}
+
+// extOption reads one option of an extension.
+func (ps *Parser) extOption(a *Args, i int, name, text string) error {
+	o := &a.options[i]
+	v := &a.vals[i]
+	a.Proto, a.ProtoNot = ps.rule.Proto, ps.rule.ProtoNot
+	if v.Set && !o.Multi {
+		if o.OnceText != "" {
+			return Usagef("%s", strings.ReplaceAll(o.OnceText, "%s", name))
+		}
+		return Usagef("%s: option \"--%s\" can only be used once.\n", a.Ext, o.Name)
+	}
+	if ps.invert && !o.Negatable {
+		if o.NotText != "" {
+			return Usagef("%s", strings.ReplaceAll(o.NotText, "%s", name))
+		}
+		return Usagef("%s: option \"--%s\" cannot be inverted.\n", a.Ext, o.Name)
+	}
+	val := Value{Set: true, Not: ps.invert}
+	words := []string{text}
+	for n := o.Type.Args(); len(words) < n; {
+		w, ok := ps.Peek()
+		if !ok || strings.HasPrefix(w, "-") || strings.HasPrefix(w, "!") {
+			return Usagef("--%s requires two args.", name)
+		}
+		ps.pos++
+		words = append(words, w)
+	}
+	oc := &OptionContext{Ext: a.Ext, Name: o.Name, Family: a.Family, Proto: a.Proto, ProtoNot: a.ProtoNot, Args: a}
+	if err := o.Type.Parse(oc, words, &val); err != nil {
+		return err
+	}
+	if v.Set {
+		v.More = append(v.More, val)
+		return nil
+	}
+	*v = val
+	return nil
+}
+
+// final makes the checks of an extension's options once all are read.
+func (a *Args) final(custom func(*Args) error) error {
+	for i := range a.options {
+		o := &a.options[i]
+		if !a.vals[i].Set {
+			if o.Required {
+				return Usagef("%s: option \"--%s\" must be specified\n", a.Ext, o.Name)
+			}
+			continue
+		}
+		for _, other := range o.Excludes {
+			if a.Has(other) {
+				return Usagef("%s: option \"--%s\" cannot be used together with \"--%s\".\n", a.Ext, o.Name, other)
+			}
+		}
+		for _, other := range o.Also {
+			if !a.Has(other) {
+				return Usagef("%s: option \"--%s\" also requires \"--%s\".\n", a.Ext, o.Name, other)
+			}
+		}
+	}
+	if custom != nil {
+		return custom(a)
+	}
+	return nil
+}
+
+// Rules ends the parse: it gives the rules (several where -s or -d name several
+// addresses) for a table and a chain.
+func (ps *Parser) Rules(table TableID, chain string) ([]*Rule, error) {
+	r := &ps.rule
+	if table == NAT && r.Verdict == VerdictDrop {
+		return nil, NATDrop
+	}
+	for _, u := range ps.uses {
+		u.Args.Proto, u.Args.ProtoNot = r.Proto, r.ProtoNot
+		if err := u.Args.final(u.Ext.Final); err != nil {
+			return nil, err
+		}
+	}
+	if u := ps.target; u != nil {
+		u.Args.Proto, u.Args.ProtoNot = r.Proto, r.ProtoNot
+		if err := u.Args.final(u.Ext.Final); err != nil {
+			return nil, err
+		}
+	}
+	if ps.invert {
+		return nil, Usagef("nothing appropriate following !")
+	}
+	srcs, err := ps.addrs(ps.src)
+	if err != nil {
+		return nil, err
+	}
+	dsts, err := ps.addrs(ps.dst)
+	if err != nil {
+		return nil, err
+	}
+	if (len(srcs) > 1 || len(dsts) > 1) && (r.Src.Not || r.Dst.Not) {
+		return nil, Usagef("! not allowed with multiple source or destination IP addresses")
+	}
+	switch chain {
+	case "PREROUTING", "INPUT":
+		if r.Out != "" {
+			return nil, Usagef("Can't use -o with %s\n", chain)
+		}
+	case "POSTROUTING", "OUTPUT":
+		if r.In != "" {
+			return nil, Usagef("Can't use -i with %s\n", chain)
+		}
+	}
+	var out []*Rule
+	for _, s := range srcs {
+		for _, d := range dsts {
+			n := *r
+			n.Source = ps.Source
+			n.Src.Addr, n.Src.Mask = s.Addr, s.Mask
+			n.Dst.Addr, n.Dst.Mask = d.Addr, d.Mask
+			for _, u := range ps.uses {
+				n.Matches = append(n.Matches, Use[Match]{u.Ext, u.Args.clone()})
+			}
+			if ps.target != nil {
+				n.Target = &Use[Target]{ps.target.Ext, ps.target.Args.clone()}
+			}
+			n.text = n.Save()
+			out = append(out, &n)
+		}
+	}
+	return out, nil
+}
+
+func (a *Args) clone() *Args { c := *a; return &c }
+
+// NATDrop is the refusal of DROP, as a target or a policy, in table nat.
+var NATDrop error = &Error{Code: ExitParameter, Msg: "\nThe \"nat\" table is not intended for filtering, the use of DROP is therefore inhibited.\n\n"}
+
+// ParseRule reads the text of one rule, without a command: "-p tcp --dport 80 -j ACCEPT".
+func ParseRule(reg *Registry, fam uint8, table TableID, chain string, args []string) ([]*Rule, error) {
+	ps := NewParser(reg, fam, args, nil)
+	if _, _, err := ps.Next(); err != nil {
+		return nil, err
+	}
+	return ps.Rules(table, chain)
+}
+
+func isExtHeader(proto uint8) bool {
+	switch proto {
+	case 0, 43, 44, 50, 51, 60, 59:
+		return proto != 0 && proto != 59
+	}
+	return false
+}

@@ -1,0 +1,60 @@
+package tables
+
+import (
+	"strconv"
+	"strings"
+
+	"sluice/packet"
+)
+
+// Has reports whether port is in r.
+func (r *PortRange) Has(port uint16) bool {
+	return !r.Set || (port >= r.Min && port <= r.Max) != r.Not
+}
+
+// NoPorts is what a port match says of a packet without ports (no
+// packet.HasL4): a later fragment just does not match, and anything else is cut
+// short and dropped. So is the fragment at offset 8 of a TCP packet, which could
+// overwrite flags. It always returns false.
+func (c *Context) NoPorts(p *packet.Packet) bool {
+	if p.Flags&packet.LaterFragment == 0 || p.Proto == packet.ProtoTCP && p.FragOff == 8 {
+		c.Hotdrop = true
+	}
+	return false
+}
+
+// PortRangeType is "port", "port:port", ":port" or "port:", numbers or service
+// names of Proto, in Value.Lo and Hi.
+type PortRangeType struct{ Proto string }
+
+func (PortRangeType) Args() int { return 1 }
+
+func (t PortRangeType) Parse(_ *OptionContext, text []string, v *Value) error {
+	lo, hi, isRange := strings.Cut(text[0], ":")
+	a, b := uint16(0), uint16(65535)
+	var err error
+	if lo != "" || !isRange {
+		if a, err = ParsePort(lo, t.Proto); err != nil {
+			return err
+		}
+	}
+	if !isRange {
+		b = a
+	} else if hi != "" {
+		if b, err = ParsePort(hi, t.Proto); err != nil {
+			return err
+		}
+	}
+	if a > b {
+		return Usagef("invalid portrange (min > max)")
+	}
+	v.Lo, v.Hi = uint64(a), uint64(b)
+	return nil
+}
+
+func (PortRangeType) Format(v *Value) string {
+	if v.Lo == v.Hi {
+		return strconv.FormatUint(v.Lo, 10)
+	}
+	return strconv.FormatUint(v.Lo, 10) + ":" + strconv.FormatUint(v.Hi, 10)
+}

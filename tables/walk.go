@@ -1,0 +1,212 @@
+package tables
+
+import (
+	"encoding/binary"
+
+	"sluice/hooks"
+	"sluice/packet"
+)
+
+var (
+	ruleReasons, policyReasons [NumTables][hooks.NumHooks]packet.Reason
+	reasonHotdrop              = packet.NewReason("tables.hotdrop", "a match found the packet malformed")
+	_                          = registerReasons()
+)
+
+func registerReasons() (none struct{}) {
+	for t := range NumTables {
+		for h := range hooks.NumHooks {
+			if TableHooks[t].Has(h) {
+				at := t.String() + "." + h.String()
+				ruleReasons[t][h] = packet.NewReason(at+".rule", "dropped by a rule of table "+t.String()+" reached from "+h.String())
+				policyReasons[t][h] = packet.NewReason(at+".policy", "dropped by the policy of "+h.String()+" in table "+t.String())
+			}
+		}
+	}
+	return
+}
+
+// key is what the walk compares rules with. No target changes these fields
+// without ending the walk.
+type key struct {
+	src, dst     uint32
+	src6, dst6   [2]uint64
+	in, out      [2]uint64
+	sport, dport uint16
+	proto        uint8
+	later        bool // a later fragment
+	l4           bool
+}
+
+func (k *key) fill(p *packet.Packet) {
+	b := p.Bytes()
+	if p.Family == packet.IPv4 {
+		k.src = binary.NativeEndian.Uint32(b[12:16])
+		k.dst = binary.NativeEndian.Uint32(b[16:20])
+	} else {
+		k.src6 = [2]uint64{binary.NativeEndian.Uint64(b[8:16]), binary.NativeEndian.Uint64(b[16:24])}
+		k.dst6 = [2]uint64{binary.NativeEndian.Uint64(b[24:32]), binary.NativeEndian.Uint64(b[32:40])}
+	}
+	if p.In != nil {
+		k.in = p.In.Words
+	}
+	if p.Out != nil {
+		k.out = p.Out.Words
+	}
+	k.proto = p.Proto
+	k.later = p.Flags&packet.LaterFragment != 0
+	if p.Flags&packet.HasL4 != 0 {
+		k.l4 = true
+		if l4 := int(p.L4); len(b) >= l4+4 {
+			k.sport = binary.BigEndian.Uint16(b[l4:])
+			k.dport = binary.BigEndian.Uint16(b[l4+2:])
+		}
+	}
+}
+
+// match makes the inline checks of a rule.
+func (o *op) match(k *key, c *Context, p *packet.Packet) bool {
+	ck := o.checks
+	if ck == 0 {
+		return true
+	}
+	if p.Family == packet.IPv4 {
+		if ck&ckSrc != 0 && ((k.src^o.src)&o.srcMask == 0) == (ck&ckSrcNot != 0) {
+			return false
+		}
+		if ck&ckDst != 0 && ((k.dst^o.dst)&o.dstMask == 0) == (ck&ckDstNot != 0) {
+			return false
+		}
+	} else {
+		if ck&ckSrc != 0 && eq(&k.src6, &o.x.src, &o.x.srcMask) == (ck&ckSrcNot != 0) {
+			return false
+		}
+		if ck&ckDst != 0 && eq(&k.dst6, &o.x.dst, &o.x.dstMask) == (ck&ckDstNot != 0) {
+			return false
+		}
+	}
+	if ck&ckIn != 0 && eq(&k.in, &o.x.in, &o.x.inMask) == (ck&ckInNot != 0) {
+		return false
+	}
+	if ck&ckOut != 0 && eq(&k.out, &o.x.out, &o.x.outMask) == (ck&ckOutNot != 0) {
+		return false
+	}
+	if ck&ckProto != 0 && (k.proto == o.proto) == (ck&ckProtoNot != 0) {
+		return false
+	}
+	if ck&(ckFrag|ckFragNot) != 0 && k.later != (ck&ckFrag != 0) {
+		return false
+	}
+	if ck&ckPorts != 0 {
+		if !k.l4 {
+			return c.NoPorts(p)
+		}
+		if (k.sport >= o.ports.smin && k.sport <= o.ports.smax) == (ck&ckSportNot != 0) ||
+			(k.dport >= o.ports.dmin && k.dport <= o.ports.dmax) == (ck&ckDportNot != 0) {
+			return false
+		}
+	}
+	if ck&ckPreds != 0 {
+		for _, f := range o.x.preds {
+			if !f(c, p) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+func eq(a, b, mask *[2]uint64) bool { return (a[0]^b[0])&mask[0]|(a[1]^b[1])&mask[1] == 0 }
+
+// Run takes p through table t at c.Hook. Accept: the table lets it pass. Drop:
+// p.Reason is set. c must have been Prepared for pr.
+func (pr *Program) Run(c *Context, t TableID, p *packet.Packet) hooks.Verdict {
+	b := &pr.bases[t][c.Hook]
+	if b.code == nil {
+		return hooks.Accept
+	}
+	size := uint64(p.Len())
+	cur := b.code
+	if len(cur.ops) == 0 {
+		return b.end(c, t, p, size)
+	}
+	c.Table = t
+	c.Hotdrop = false
+	var k key
+	k.fill(p)
+	next, sp := 0, 0
+	for {
+		if next >= len(cur.ops) {
+			if sp == 0 {
+				return b.end(c, t, p, size)
+			}
+			sp--
+			cur, next = c.stack[sp].code, c.stack[sp].next
+			continue
+		}
+		o := &cur.ops[next]
+		next++
+		if !o.match(&k, c, p) {
+			if c.Hotdrop {
+				p.Reason = reasonHotdrop
+				return hooks.Drop
+			}
+			continue
+		}
+		n := &c.Counters[o.counter]
+		n.Packets++
+		n.Bytes += size
+		var res Result
+		switch o.kind {
+		case opJump:
+			c.stack[sp] = frame{cur, next}
+			sp++
+			cur, next = pr.chains[o.jump], 0
+			continue
+		case opGoto:
+			cur, next = pr.chains[o.jump], 0
+			continue
+		case opTarget:
+			res = o.x.target(c, p)
+		case opContinue:
+			continue
+		case opAccept:
+			return hooks.Accept
+		case opDrop:
+			p.Reason = ruleReasons[t][c.Hook]
+			return hooks.Drop
+		case opReturn:
+			res = Return
+		}
+		switch res {
+		case Continue:
+			if c.Hotdrop {
+				p.Reason = reasonHotdrop
+				return hooks.Drop
+			}
+		case Accept:
+			return hooks.Accept
+		case Return:
+			next = len(cur.ops)
+		case Stolen:
+			return hooks.Stolen
+		default:
+			if p.Reason == 0 {
+				p.Reason = ruleReasons[t][c.Hook]
+			}
+			return hooks.Drop
+		}
+	}
+}
+
+// end applies the policy.
+func (b *base) end(c *Context, t TableID, p *packet.Packet, size uint64) hooks.Verdict {
+	n := &c.Counters[b.counter]
+	n.Packets++
+	n.Bytes += size
+	if b.policy == VerdictAccept {
+		return hooks.Accept
+	}
+	p.Reason = policyReasons[t][c.Hook]
+	return hooks.Drop
+}
