@@ -1,0 +1,440 @@
+package netstack
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"sync/atomic"
+	"syscall"
+	"unsafe"
+
+	"github.com/songgao/water"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"sluice/internal/host"
+	"sluice/packet"
+)
+
+// TUNConfig describes a TUN device.
+type TUNConfig struct {
+	Name     string
+	Index    int       // the router's number for it
+	MTU      int       // bytes; 0: 1500
+	Queues   int       // at least 1
+	Offload  bool      // virtio-net header, TSO and USO
+	Owner    *uint32   // user that may attach to a device that sluice makes; nil: nobody in particular
+	Host     *host.End // the kernel's end; nil: in our own namespace, and nothing but up
+}
+
+// TUN is a device of the kernel's TUN driver.
+type TUN struct {
+	iface   atomic.Pointer[packet.Iface]
+	ns      *host.Namespace
+	queues  []*tunQueue
+	created bool
+	offload uint // TUN_F_* that the kernel took
+	hdrLen  int  // virtio-net header, bytes; 0 without offload
+	closed  bool
+}
+
+// The driver's offload flags (linux/if_tun.h).
+const (
+	tunFCsum = 0x01
+	tunFTSO4 = 0x02
+	tunFTSO6 = 0x04
+	tunFUSO4 = 0x20
+	tunFUSO6 = 0x40
+)
+
+// What is asked for, best first; older kernels know less.
+var offloads = []uint{
+	tunFCsum | tunFTSO4 | tunFTSO6 | tunFUSO4 | tunFUSO6,
+	tunFCsum | tunFTSO4 | tunFTSO6,
+	tunFCsum,
+	0,
+}
+
+// OpenTUN makes a device, or takes one that was made beforehand, attaches the
+// queues and sets the kernel's end up. A device that it made dies with the
+// process, also by SIGKILL; one made beforehand stays.
+func OpenTUN(cfg TUNConfig) (*TUN, error) {
+	if cfg.Queues < 1 {
+		cfg.Queues = 1
+	}
+	if cfg.MTU == 0 {
+		cfg.MTU = 1500
+	}
+	end := host.End{}
+	if cfg.Host != nil {
+		end = *cfg.Host
+	}
+	if end.MTU == 0 {
+		end.MTU = cfg.MTU
+	}
+	ns, err := host.OpenNamespace(end.NetNS)
+	if err != nil {
+		return nil, fmt.Errorf("interface %s: %w", cfg.Name, err)
+	}
+	t := &TUN{ns: ns}
+	if cfg.Offload {
+		t.hdrLen = vnetHdrLen
+	}
+	t.iface.Store(packet.NewIface(cfg.Index, cfg.Name, cfg.MTU))
+	if err := ns.Do(func() error { return t.open(&cfg, &end) }); err != nil {
+		t.Close()
+		return nil, fmt.Errorf("interface %s: %w", cfg.Name, err)
+	}
+	return t, nil
+}
+
+// open runs in the device's namespace.
+func (t *TUN) open(cfg *TUNConfig, end *host.End) error {
+	d, err := host.Look(cfg.Name)
+	if err != nil {
+		return err
+	}
+	if d.Exists {
+		if err := usable(&d, t.ns, cfg); err != nil {
+			return err
+		}
+	} else if err := t.create(cfg); err != nil {
+		return err
+	}
+	if err := t.attach(cfg, &d); err != nil {
+		if t.created && len(t.queues) == 0 {
+			removeDevice(cfg.Name)
+		}
+		return err
+	}
+	if t.created {
+		q := t.queues[0].fd
+		if cfg.Owner != nil {
+			if err := unix.IoctlSetInt(q, unix.TUNSETOWNER, int(*cfg.Owner)); err != nil {
+				return fmt.Errorf("setting the owner: %w", err)
+			}
+		}
+		// Last: from here on the device lives as long as its queues.
+		if err := unix.IoctlSetInt(q, unix.TUNSETPERSIST, 0); err != nil {
+			return fmt.Errorf("clearing persistence: %w", err)
+		}
+	}
+	if t.created {
+		if err := host.Tune(cfg.Name); err != nil {
+			return err
+		}
+	}
+	return host.Apply(t.ns, cfg.Name, end)
+}
+
+// create makes the device with water and leaves it without a descriptor: as
+// long as water's is attached, the kernel ignores IFF_VNET_HDR on the others.
+func (t *TUN) create(cfg *TUNConfig) error {
+	w, err := water.New(water.Config{
+		DeviceType:             water.TUN,
+		PlatformSpecificParams: water.PlatformSpecificParams{Name: cfg.Name, Persist: true, MultiQueue: true},
+	})
+	if err != nil {
+		return createError(err, t.ns, cfg)
+	}
+	t.created = true
+	if err := w.Close(); err != nil {
+		removeDevice(cfg.Name)
+		return err
+	}
+	return nil
+}
+
+// removeDevice takes back a persistent device whose queues could not be attached.
+func removeDevice(name string) {
+	if l, err := netlink.LinkByName(name); err == nil {
+		_ = netlink.LinkDel(l)
+	}
+}
+
+func createError(err error, ns *host.Namespace, cfg *TUNConfig) error {
+	if e := nodeError(err); e != nil {
+		return e
+	}
+	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
+		return fmt.Errorf("making the device takes CAP_NET_ADMIN. As root: %s", host.MakeCommand(ns, cfg.Name, os.Getuid(), cfg.Offload))
+	}
+	return fmt.Errorf("making the device: %w", err)
+}
+
+// nodeError explains a failure to open /dev/net/tun; nil for other errors.
+func nodeError(err error) error {
+	var pe *fs.PathError
+	path := ""
+	if errors.As(err, &pe) {
+		path = pe.Path
+	}
+	_, serr := os.Stat(tunNode)
+	switch {
+	case errors.Is(serr, fs.ErrNotExist):
+		return fmt.Errorf("%s is not there. As root: modprobe tun", tunNode)
+	case unix.Access(tunNode, unix.R_OK|unix.W_OK) != nil && (path == tunNode || path == ""):
+		return fmt.Errorf("%s: permission denied. As root: chmod 0666 %s", tunNode, tunNode)
+	case errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO):
+		return fmt.Errorf("%s: the kernel has no TUN driver. As root: modprobe tun", tunNode)
+	}
+	return nil
+}
+
+const tunNode = "/dev/net/tun"
+
+// usable says what is wrong with a device that was made beforehand, and the commands that mend it.
+func usable(d *host.Device, ns *host.Namespace, cfg *TUNConfig) error {
+	uid := os.Getuid()
+	again := func(multi bool) string {
+		return host.RemoveCommand(ns, cfg.Name, multi) + "; " + host.MakeCommand(ns, cfg.Name, uid, cfg.Offload)
+	}
+	switch {
+	case !d.TUN:
+		return errors.New("a device of that name is there and is not a TUN device; choose another name, or remove it: ip link del " + cfg.Name)
+	case !d.MultiQueue:
+		return errors.New("the device was made without multi_queue. As root: " + again(false))
+	case d.Queues > 0:
+		return errors.New("another process is attached to the device; see: ip -d tuntap show")
+	case cfg.Offload && !d.VnetHdr:
+		return errors.New("the device was made without vnet_hdr (or set offload = false). As root: " + again(true))
+	}
+	return nil
+}
+
+// attach opens the queues.
+func (t *TUN) attach(cfg *TUNConfig, d *host.Device) error {
+	flags := uint16(unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_MULTI_QUEUE)
+	if cfg.Offload {
+		flags |= unix.IFF_VNET_HDR
+	}
+	for i := range cfg.Queues {
+		q, err := t.attachQueue(cfg, d, flags)
+		if err != nil {
+			return fmt.Errorf("queue %d of %d: %w", i, cfg.Queues, err)
+		}
+		t.queues = append(t.queues, q)
+	}
+	fd := t.queues[0].fd
+	t.offload = 0
+	if cfg.Offload {
+		if err := unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, vnetHdrLen); err != nil {
+			return fmt.Errorf("setting the virtio-net header's length: %w", err)
+		}
+		var err error
+		for _, t.offload = range offloads {
+			if err = unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, int(t.offload)); err == nil {
+				break
+			}
+		}
+		if err != nil {
+			return fmt.Errorf("setting offloads: %w", err)
+		}
+	}
+	for _, q := range t.queues {
+		q.uso = t.offload&tunFUSO4 != 0
+	}
+	return nil
+}
+
+func (t *TUN) attachQueue(cfg *TUNConfig, d *host.Device, flags uint16) (*tunQueue, error) {
+	fd, err := unix.Open(tunNode, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		if e := nodeError(err); e != nil {
+			return nil, e
+		}
+		return nil, fmt.Errorf("%s: %w", tunNode, err)
+	}
+	q, err := t.setup(fd, cfg, d, flags)
+	if err != nil {
+		unix.Close(fd)
+	}
+	return q, err
+}
+
+func (t *TUN) setup(fd int, cfg *TUNConfig, d *host.Device, flags uint16) (*tunQueue, error) {
+	req, err := unix.NewIfreq(cfg.Name)
+	if err != nil {
+		return nil, err
+	}
+	req.SetUint16(flags)
+	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, req); err != nil {
+		return nil, attachError(err, t.ns, cfg, d)
+	}
+	if err := unix.IoctlIfreq(fd, unix.TUNGETIFF, req); err != nil {
+		return nil, fmt.Errorf("reading the device's flags: %w", err)
+	}
+	const features = unix.IFF_TUN | unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_MULTI_QUEUE | unix.IFF_VNET_HDR
+	if got := req.Uint16() & features; got != flags {
+		return nil, fmt.Errorf("the kernel attached it with flags %#x in place of %#x: another process is attached to the device", got, flags)
+	}
+	q := &tunQueue{fd: fd, hdr: t.hdrLen}
+	q.emit = q.emitSegment
+	return q, nil
+}
+
+func attachError(err error, ns *host.Namespace, cfg *TUNConfig, d *host.Device) error {
+	switch {
+	case errors.Is(err, unix.EPERM):
+		return fmt.Errorf("the device belongs to uid %d, not to uid %d. As root: %s; %s", d.Owner, os.Getuid(),
+			host.RemoveCommand(ns, cfg.Name, true), host.MakeCommand(ns, cfg.Name, os.Getuid(), cfg.Offload))
+	case errors.Is(err, unix.EBUSY):
+		return errors.New("another process is attached to the device; see: ip -d tuntap show")
+	case errors.Is(err, unix.E2BIG):
+		return fmt.Errorf("the device has too many queues (%d asked for; the driver has 256)", cfg.Queues)
+	}
+	return fmt.Errorf("attaching: %w", err)
+}
+
+// Iface is the interface; see Link.
+func (t *TUN) Iface() *packet.Iface { return t.iface.Load() }
+
+// Queues is the number of queues.
+func (t *TUN) Queues() int { return len(t.queues) }
+
+// Queue is the i-th queue.
+func (t *TUN) Queue(i int) Queue { return t.queues[i] }
+
+// Made reports whether the device was made by OpenTUN and will go with it.
+func (t *TUN) Made() bool { return t.created }
+
+// Offloads describes what the kernel hands over unsplit, for people.
+func (t *TUN) Offloads() string {
+	switch {
+	case t.hdrLen == 0:
+		return "none"
+	case t.offload&tunFUSO4 != 0:
+		return "csum tso uso"
+	case t.offload&tunFTSO4 != 0:
+		return "csum tso"
+	case t.offload&tunFCsum != 0:
+		return "csum"
+	}
+	return "vnet_hdr"
+}
+
+// SetMTU changes the MTU on both ends.
+func (t *TUN) SetMTU(mtu int) error {
+	i := t.iface.Load()
+	if i.MTU == mtu {
+		return nil
+	}
+	if err := t.ns.Do(func() error { return host.Apply(t.ns, i.Name, &host.End{MTU: mtu}) }); err != nil {
+		return err
+	}
+	t.iface.Store(packet.NewIface(i.Index, i.Name, mtu))
+	return nil
+}
+
+// SetHost makes the kernel's end as end says; what is there besides stays.
+// end's namespace has to be the one that the device was opened with.
+func (t *TUN) SetHost(end *host.End) error {
+	return t.ns.Do(func() error { return host.Apply(t.ns, t.Iface().Name, end) })
+}
+
+// Close detaches the queues; a device that OpenTUN made goes.
+func (t *TUN) Close() error {
+	if t.closed {
+		return nil
+	}
+	t.closed = true
+	var errs []error
+	for _, q := range t.queues {
+		errs = append(errs, unix.Close(q.fd))
+		q.fd = -1
+	}
+	t.ns.Close()
+	return errors.Join(errs...)
+}
+
+// tunQueue is one descriptor. Reads and writes are raw system calls: the
+// descriptor does not block, so the scheduler need not hear of them.
+type tunQueue struct {
+	fd   int
+	hdr  int // length of the virtio-net header, bytes
+	uso  bool
+	emit func(*packet.Packet)
+	err  error // of the segments being emitted
+}
+
+func (q *tunQueue) FD() int { return q.fd }
+
+func (q *tunQueue) Read(p *packet.Packet) error {
+	b := p.Buf[packet.Headroom-q.hdr : packet.Headroom+packet.MaxLen+1]
+	n, _, errno := syscall.RawSyscall(syscall.SYS_READ, uintptr(q.fd), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)))
+	for errno == syscall.EINTR {
+		n, _, errno = syscall.RawSyscall(syscall.SYS_READ, uintptr(q.fd), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)))
+	}
+	if errno != 0 {
+		if errno == syscall.EAGAIN {
+			return ErrAgain
+		}
+		return ErrGone // EBADFD: detached from a deleted device; EIO: it is being deleted
+	}
+	if int(n) < q.hdr {
+		p.Reason = ReasonBadVnetHeader
+		return ErrFrame
+	}
+	p.Off, p.End = packet.Headroom, packet.Headroom+int(n)-q.hdr
+	if p.End-p.Off > packet.MaxLen {
+		p.Reason = ReasonFrameTooLong
+		return ErrFrame
+	}
+	if q.hdr != 0 && !readVnet(b[:vnetHdrLen], p) {
+		p.Reason = ReasonBadVnetHeader
+		return ErrFrame
+	}
+	return nil
+}
+
+func (q *tunQueue) Write(p *packet.Packet) error {
+	if p.GSO.Type != packet.GSONone && (q.hdr == 0 || !q.uso && p.GSO.Type == packet.GSOUDPL4) {
+		q.err = nil
+		packet.Segments(p, q.emit)
+		return q.err
+	}
+	if q.hdr == 0 {
+		p.CompleteChecksum()
+		return q.send(p, p.Buf[p.Off:p.End])
+	}
+	if p.Off < q.hdr {
+		n := copy(p.Buf[packet.Headroom:], p.Buf[p.Off:p.End])
+		p.Off, p.End = packet.Headroom, packet.Headroom+n
+	}
+	b := p.Buf[p.Off-q.hdr : p.End]
+	writeVnet(b, p)
+	return q.send(p, b)
+}
+
+// emitSegment writes one segment of a super-packet that the device does not take whole.
+func (q *tunQueue) emitSegment(seg *packet.Packet) {
+	if err := q.Write(seg); err != nil && q.err == nil {
+		q.err = err
+	}
+}
+
+func (q *tunQueue) send(p *packet.Packet, b []byte) error {
+	if len(b) == 0 {
+		p.Reason = ReasonSendError
+		return ErrSend
+	}
+	_, _, errno := syscall.RawSyscall(syscall.SYS_WRITE, uintptr(q.fd), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)))
+	for errno == syscall.EINTR {
+		_, _, errno = syscall.RawSyscall(syscall.SYS_WRITE, uintptr(q.fd), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)))
+	}
+	switch errno {
+	case 0:
+		return nil
+	case syscall.EIO: // the driver's answer while the interface is down
+		p.Reason = ReasonLinkDown
+		return ErrDown
+	case syscall.EBADFD, syscall.ENODEV, syscall.EBADF:
+		p.Reason = ReasonLinkDown
+		return ErrGone
+	}
+	p.Reason = ReasonSendError
+	return ErrSend
+}
+
+func (q *tunQueue) Flush() error { return nil }
