@@ -29,10 +29,11 @@ type Link interface {
 type Queue interface {
 	// FD is what epoll waits on; -1 if there is nothing to wait for.
 	FD() int
-	// Read fills p: the frame at p.Off with headroom before it, p.GSO and
-	// p.In. ErrAgain: no frame is there now. ErrGone: the device went
-	// away. ErrFrame: a frame came that cannot be used; read on.
-	// io.EOF: a capture file has ended.
+	// Read fills p (which was Reset): the frame at p.Off with headroom
+	// before it, p.GSO, and what the link knows for p.Flags and p.PktType.
+	// ErrAgain: no frame is there now. ErrGone: the device went away.
+	// ErrFrame: a frame came that cannot be used; read on. io.EOF: a
+	// capture file has ended; another error then: it is broken.
 	Read(p *packet.Packet) error
 	// Write sends p's frame; p is the caller's again when it returns, its
 	// content may have changed. ErrGone: the device went away.

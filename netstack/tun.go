@@ -19,13 +19,13 @@ import (
 
 // TUNConfig describes a TUN device.
 type TUNConfig struct {
-	Name     string
-	Index    int       // the router's number for it
-	MTU      int       // bytes; 0: 1500
-	Queues   int       // at least 1
-	Offload  bool      // virtio-net header, TSO and USO
-	Owner    *uint32   // user that may attach to a device that sluice makes; nil: nobody in particular
-	Host     *host.End // the kernel's end; nil: in our own namespace, and nothing but up
+	Name    string
+	Index   int       // the router's number for it
+	MTU     int       // bytes; 0: 1500
+	Queues  int       // at least 1
+	Offload bool      // virtio-net header, TSO and USO
+	Owner   *uint32   // user that may attach to a device that sluice makes; nil: nobody in particular
+	Host    *host.End // the kernel's end; nil: in our own namespace, and nothing but up
 }
 
 // TUN is a device of the kernel's TUN driver.
