@@ -13,7 +13,6 @@ const (
 	ICMPTimeExceeded    = 11
 	ICMPParamProblem    = 12
 	ICMPFragNeeded      = 4 // code of ICMPDestUnreach
-	maxICMPType         = 18
 	ICMPv6DestUnreach   = 1
 	ICMPv6PacketTooBig  = 2
 	ICMPv6TimeExceeded  = 3
@@ -23,13 +22,9 @@ const (
 	icmpv6UnknownOption = 2 // code of ICMPv6ParamProblem
 )
 
-// icmpErrors marks the ICMP types that report an error; Linux takes types it does not know for errors too.
+// icmpError: only the known queries and their replies are not errors, to Linux.
 func icmpError(typ uint8) bool {
-	switch typ {
-	case ICMPDestUnreach, ICMPSourceQuench, ICMPRedirect, ICMPTimeExceeded, ICMPParamProblem:
-		return true
-	}
-	return typ > maxICMPType
+	return typ != ICMPEchoReply && typ != ICMPEcho && (typ < 13 || typ > 18)
 }
 
 // MayAnswerWithError says whether an ICMP error of this kind may be sent about

@@ -8,12 +8,10 @@ type IPOptions struct {
 	RecordRoute uint8
 	Timestamp   uint8
 	RouterAlert bool
-	CIPSO       uint8
+	CIPSO       bool
 
-	recordAddr bool // there is room for our address in RecordRoute
-	stampTime  bool
-	stampAddr  bool
-	stampHere  bool // a prespecified address: only if it is one of ours
+	Hit     bool     // the packet came to an address of ours and goes on to NextHop
+	NextHop [16]byte // from the source route; see FollowSourceRoute
 }
 
 // IPv4 option types.
@@ -28,9 +26,9 @@ const (
 	optRA    = 148
 )
 
-// CompileOptions checks the IPv4 options as Linux does once PREROUTING is done.
-// It returns 0 (also for a packet without options) or DropBadOptions, whose
-// pointer Problem knows. Nothing in the packet changes.
+// CompileOptions checks the IPv4 options, which Linux does once PREROUTING and
+// the routing decision are done. It returns 0 (also for a packet without options) or DropBadOptions, whose
+// pointer Problem knows. Whatever follows an end of options becomes zero.
 func (p *Packet) CompileOptions(o *IPOptions) Reason {
 	*o = IPOptions{}
 	if p.Flags&Options == 0 || p.Family != IPv4 {
@@ -41,8 +39,7 @@ func (p *Packet) CompileOptions(o *IPOptions) Reason {
 	for at := 20; at < len(b); {
 		switch b[at] {
 		case optEnd:
-			// What follows is overwritten with END by Linux; nothing reads it here.
-			return 0
+			return p.endOptions(b[at:])
 		case optNop:
 			at++
 			continue
@@ -79,7 +76,7 @@ func (p *Packet) CompileOptions(o *IPOptions) Reason {
 			case int(opt[2]) <= n && int(opt[2])+3 > n:
 				bad = 2
 			default:
-				o.RecordRoute, o.recordAddr = uint8(at), int(opt[2]) <= n
+				o.RecordRoute = uint8(at)
 			}
 		case optTS:
 			bad = o.compileTimestamp(opt, at)
@@ -90,11 +87,15 @@ func (p *Packet) CompileOptions(o *IPOptions) Reason {
 				o.RouterAlert = opt[2] == 0 && opt[3] == 0
 			}
 		case optCIPSO:
-			if o.CIPSO != 0 {
+			switch { // no domain of interpretation is known here
+			case o.CIPSO:
 				bad = 0
-			} else {
-				o.CIPSO = uint8(at)
+			case n < 8:
+				bad = 1
+			default:
+				bad = 2
 			}
+			o.CIPSO = true
 		}
 		if bad >= 0 {
 			return p.badOption(at + bad)
@@ -103,6 +104,24 @@ func (p *Packet) CompileOptions(o *IPOptions) Reason {
 	}
 	return 0
 }
+
+func (p *Packet) endOptions(rest []byte) Reason {
+	for _, x := range rest {
+		if x != optEnd {
+			clear(rest)
+			p.FixHeader()
+			break
+		}
+	}
+	return 0
+}
+
+// The timestamp option's flag field: what is recorded.
+const (
+	tsOnly = 0 // timestamps
+	tsAddr = 1 // address and timestamp
+	tsHere = 3 // timestamp, where the next prespecified address is ours
+)
 
 func (o *IPOptions) compileTimestamp(opt []byte, at int) int {
 	n := len(opt)
@@ -114,27 +133,12 @@ func (o *IPOptions) compileTimestamp(opt []byte, at int) int {
 	case opt[2] < 5:
 		return 2
 	}
+	flag := opt[3] & 15
 	if ptr := int(opt[2]); ptr <= n {
-		if ptr+3 > n {
+		if ptr+3 > n || (flag == tsAddr || flag == tsHere) && ptr+7 > n {
 			return 2
 		}
-		switch opt[3] & 15 {
-		case 0: // timestamps only
-			o.stampTime = true
-		case 1: // address and timestamp
-			if ptr+7 > n {
-				return 2
-			}
-			o.stampTime, o.stampAddr = true, true
-		case 3: // prespecified addresses
-			if ptr+7 > n {
-				return 2
-			}
-			o.stampTime, o.stampHere = true, true
-		default:
-			return 3
-		}
-	} else if opt[3]>>4 == 15 { // the overflow counter would overflow
+	} else if flag != tsHere && opt[3]>>4 == 15 { // the count of hosts that had no room would overflow
 		return 3
 	}
 	o.Timestamp = uint8(at)
@@ -146,13 +150,124 @@ func (p *Packet) badOption(at int) Reason {
 	return DropBadOptions
 }
 
+// Route types that FollowSourceRoute tells apart (RTN_UNICAST, RTN_LOCAL).
+const (
+	routeUnicast = 1
+	routeLocal   = 2
+)
+
+// FollowSourceRoute does what Linux does with a source route where those are
+// accepted, after CompileOptions: typeOf gives an address's route type (RTN_*).
+// If the packet came to one of our addresses and the list goes on, Hit and
+// NextHop are set: NextHop is where to route it. A drop may come with a Problem.
+func (p *Packet) FollowSourceRoute(o *IPOptions, typeOf func(addr [16]byte) uint8) Reason {
+	if o.SourceRoute == 0 {
+		return 0
+	}
+	if p.PktType != PktHost {
+		return DropSourceRt
+	}
+	switch typeOf(p.Dst()) {
+	case routeUnicast:
+		if !o.Strict {
+			return 0
+		}
+		p.errAt = 16 // we are not the next hop that a strict route names
+		return DropSourceRt
+	case routeLocal:
+	default:
+		return DropSourceRt
+	}
+	b := p.Bytes()
+	opt := b[o.SourceRoute:]
+	for ptr, n := int(opt[2]), int(opt[1]); ptr <= n; ptr += 4 {
+		if ptr+3 > n {
+			p.errAt = uint16(o.SourceRoute) + 2
+			return DropSourceRt
+		}
+		var hop [16]byte
+		copy(hop[:4], opt[ptr-1:ptr+3])
+		switch typeOf(hop) {
+		case routeUnicast:
+			o.Hit, o.NextHop = true, hop
+			return 0
+		case routeLocal:
+			copy(b[16:20], hop[:4])
+			p.FixHeader()
+		default:
+			return DropSourceRt
+		}
+	}
+	return 0
+}
+
+// ForwardOptions does to the options of a packet in transit what a router
+// owes them: src, our address towards the next hop, goes into a record route, a
+// timestamp and the source route; ms is the time since midnight UT in
+// milliseconds; ours says of a prespecified address whether it is not
+// somebody else's. The header checksum is recomputed.
+func (p *Packet) ForwardOptions(o *IPOptions, src [16]byte, ms uint32, ours func(addr [16]byte) bool) {
+	b := p.Bytes()
+	if o.RecordRoute != 0 {
+		opt := b[o.RecordRoute:]
+		if ptr := int(opt[2]); ptr+3 <= int(opt[1]) {
+			copy(opt[ptr-1:ptr+3], src[:4])
+			opt[2] += 4
+		}
+	}
+	if o.Hit {
+		opt := b[o.SourceRoute:]
+		for ptr := int(opt[2]); ptr+3 <= int(opt[1]); ptr += 4 {
+			if [4]byte(opt[ptr-1:]) == [4]byte(o.NextHop[:4]) {
+				copy(b[16:20], o.NextHop[:4])
+				copy(opt[ptr-1:ptr+3], src[:4])
+				opt[2] = uint8(ptr) + 4
+				break
+			}
+		}
+	}
+	if o.Timestamp != 0 {
+		stamp(b[o.Timestamp:], src, ms, ours)
+	}
+	p.FixHeader()
+}
+
+// stamp writes into a timestamp option.
+func stamp(opt []byte, src [16]byte, ms uint32, ours func([16]byte) bool) {
+	ptr, flag := int(opt[2]), opt[3]&15
+	if ptr > int(opt[1]) {
+		if flag != tsHere {
+			opt[3] += 1 << 4
+		}
+		return
+	}
+	switch flag {
+	case tsOnly:
+		be.PutUint32(opt[ptr-1:], ms)
+		opt[2] += 4
+	case tsAddr:
+		copy(opt[ptr-1:ptr+3], src[:4])
+		be.PutUint32(opt[ptr+3:], ms)
+		opt[2] += 8
+	case tsHere:
+		var a [16]byte
+		copy(a[:4], opt[ptr-1:ptr+3])
+		if ours != nil && ours(a) {
+			be.PutUint32(opt[ptr+3:], ms)
+			opt[2] += 8
+		}
+	}
+}
+
 // Problem gives the ICMP or ICMPv6 error that Linux sends for a packet that
-// Parse or CompileOptions refused for reason r; rest is BuildICMPError's. ok is
+// Parse, CompileOptions or FollowSourceRoute refused for reason r; rest is BuildICMPError's. ok is
 // false where none is sent.
 func (p *Packet) Problem(r Reason) (typ, code uint8, rest uint32, ok bool) {
 	switch r {
 	case DropBadOptions:
 		return 12, 0, uint32(p.errAt) << 24, true
+	case DropSourceRt:
+		return 12, 0, uint32(p.errAt) << 24, p.errAt != 0
 	case Drop6UnknownOpt:
 		return 4, 2, uint32(p.errAt), p.errAt != 0
 	case Drop6BadJumbo:

@@ -175,6 +175,9 @@ func (p *Packet) view6(b []byte) {
 	f := p.Flags
 	for extension(next) {
 		if len(b) < at+8 && (len(b) < at+2 || next == fragmentH) {
+			if next == fragmentH {
+				f |= Fragment // not even a whole fragment header; reassembly drops it
+			}
 			p.Proto, p.L4, p.Flags = next, uint16(at), f|BadHeaders
 			return
 		}

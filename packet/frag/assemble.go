@@ -37,18 +37,18 @@ const (
 	destOpts  = 60
 )
 
-// layout6 finds the fragment header. It is false for what Linux lets pass
-// without reassembly: a payload length of zero (jumbo), a first fragment that
-// does not hold the transport header (RFC 8200 4.5).
-func (f *fragment) layout6() bool {
+// layout6 finds the fragment header and says Complete if it did. Pass is for
+// what Linux does not reassemble: a payload length of zero (jumbo), a first
+// fragment that does not hold the whole transport header (RFC 8200 4.5).
+func (f *fragment) layout6() (Verdict, packet.Reason) {
 	b := f.p.Bytes()
-	if len(b) < 48 || be.Uint16(b[4:]) == 0 {
-		return false
+	if be.Uint16(b[4:]) == 0 {
+		return Pass, 0
 	}
 	at, next := 40, 6
 	for b[next] != fragmentH {
-		if at+8 > len(b) {
-			return false
+		if at+2 > len(b) {
+			return Pass, 0
 		}
 		l := 0
 		switch b[next] {
@@ -57,17 +57,22 @@ func (f *fragment) layout6() bool {
 		case packet.ProtoAH:
 			l = (int(b[at+1]) + 2) * 4
 		default:
-			return false
+			return Pass, 0
 		}
 		next = at
-		at += l
+		if at += l; at > len(b) {
+			return Pass, 0
+		}
 	}
 	if at+8 > len(b) {
-		return false
+		return Dropped, DropLength
 	}
 	f.next, f.body = next, at+8
 	f.place(len(b))
-	return f.off != 0 || !f.headersCut(b)
+	if f.off == 0 && f.headersCut(b) {
+		return Pass, 0
+	}
+	return Complete, 0
 }
 
 // headersCut: the first fragment ends within the transport header.

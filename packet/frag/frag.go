@@ -163,7 +163,6 @@ func (r *Reassembler) Add(p *packet.Packet, user uint32) (Verdict, packet.Reason
 		return Pass, 0
 	}
 	f := fragment{p: p}
-	var ok bool
 	lim := &r.v4
 	if p.Family == packet.IPv4 {
 		f.layout4()
@@ -172,8 +171,8 @@ func (r *Reassembler) Add(p *packet.Packet, user uint32) (Verdict, packet.Reason
 		if user != UserLocal {
 			lim = &r.v6ct
 		}
-		if ok = f.layout6(); !ok {
-			return Pass, 0
+		if v, reason := f.layout6(); v != Complete {
+			return v, reason
 		}
 	}
 	r.mu.Lock()
