@@ -13,6 +13,9 @@ const (
 	Reply
 )
 
+// Other is the opposite direction.
+func (d Dir) Other() Dir { return d ^ 1 }
+
 // Tuple names one direction of a flow. It holds no pointers and no padding, so
 // == is a plain compare. Addresses are in network order, IPv4 in the first four
 // bytes with the rest zero; ports are in host order.
@@ -40,6 +43,72 @@ const (
 	DstNATDone   Status = 1 << 8
 	Dying        Status = 1 << 9
 	FixedTimeout Status = 1 << 10
-	Template     Status = 1 << 11
+	IsTemplate   Status = 1 << 11
+	NATClash     Status = 1 << 12
 	HelperSet    Status = 1 << 13
+
+	NATMask     = SrcNAT | DstNAT
+	NATDoneMask = SrcNATDone | DstNATDone
 )
+
+// ZoneDir is the set of directions a zone holds for.
+type ZoneDir uint8
+
+const (
+	ZoneBoth ZoneDir = iota
+	ZoneOrig
+	ZoneReply
+)
+
+// TCPState has the kernel's numbers (enum tcp_conntrack).
+type TCPState uint8
+
+const (
+	TCPNone TCPState = iota
+	TCPSynSent
+	TCPSynRecv
+	TCPEstablished
+	TCPFinWait
+	TCPCloseWait
+	TCPLastAck
+	TCPTimeWait
+	TCPClose
+	TCPSynSent2
+	numTCP
+)
+
+var tcpNames = [numTCP]string{"NONE", "SYN_SENT", "SYN_RECV", "ESTABLISHED", "FIN_WAIT",
+	"CLOSE_WAIT", "LAST_ACK", "TIME_WAIT", "CLOSE", "SYN_SENT2"}
+
+func (s TCPState) String() string {
+	if s < numTCP {
+		return tcpNames[s]
+	}
+	return "NONE"
+}
+
+// SCTPState has the kernel's numbers (enum sctp_conntrack).
+type SCTPState uint8
+
+const (
+	SCTPNone SCTPState = iota
+	SCTPClosed
+	SCTPCookieWait
+	SCTPCookieEchoed
+	SCTPEstablished
+	SCTPShutdownSent
+	SCTPShutdownRecd
+	SCTPShutdownAckSent
+	SCTPHeartbeatSent
+	numSCTP
+)
+
+var sctpNames = [numSCTP]string{"NONE", "CLOSED", "COOKIE_WAIT", "COOKIE_ECHOED", "ESTABLISHED",
+	"SHUTDOWN_SENT", "SHUTDOWN_RECD", "SHUTDOWN_ACK_SENT", "HEARTBEAT_SENT"}
+
+func (s SCTPState) String() string {
+	if s < numSCTP {
+		return sctpNames[s]
+	}
+	return "NONE"
+}

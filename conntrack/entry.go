@@ -1,0 +1,158 @@
+package conntrack
+
+import (
+	"sync/atomic"
+	"unsafe"
+)
+
+// Entry is one connection. It has no pointers and a fixed size, lives in a slab
+// of its Table and is named by its index there (0: none). An entry that is not
+// Confirmed belongs to the packet that made it; a confirmed one is shared, its
+// tuples no longer change, its words are atomic and its protocol state is
+// guarded by the claim word.
+//
+// A worker's *Entry is good until the Worker's next End.
+type Entry struct {
+	// First line: what every packet of the flow reads or writes.
+	claim  atomic.Uint32 // 1 while somebody changes what is not atomic
+	status atomic.Uint32
+	mark   atomic.Uint32
+	events atomic.Uint32 // cached event bits, delivered at Confirm
+	expiry atomic.Int64  // ns on the table's clock; before confirm a duration; on free lists the stamp
+	orig   Tuple
+
+	// Second line.
+	reply   Tuple
+	secmark atomic.Uint32
+	gen     atomic.Uint32 // counts the uses of this index
+	master  uint32        // index of the connection that expected this one
+	mastGen uint32
+	ext     atomic.Uint32 // index in the extension slab
+	helper  uint8         // 1-based index into the table's helpers
+	mhelper uint8         // the master's helper, which outlives the master
+	policy  uint8         // 1-based index into the table's timeout policies
+	flags   uint8         // entry* below
+
+	// Third line: the protocol's state.
+	tcp    tcpState
+	evMask uint16 // events wanted (0: all)
+	_      [2]byte
+
+	// Fourth line: what some flows use.
+	packets [2]atomic.Uint64
+	bytes   [2]atomic.Uint64
+	masqIf  atomic.Uint32 // outgoing interface of a masqueraded flow
+	NAT     [3]atomic.Uint32
+	Cache   [2]atomic.Uint64 // remembered rule walks, one for each direction
+}
+
+var _ = [1]byte{}[unsafe.Sizeof(Entry{})-256]
+
+// Entry flags, written only before an entry is shared, or under its claim.
+const (
+	entryLinked    uint8 = 1 << iota // in the hash table
+	entryNoOrig                      // only its reply tuple is in the table (clash)
+	entryHasExpect                   // has been a master
+	entryAcct                        // counts packets and bytes
+)
+
+// lock claims the entry: a few instructions, no calls that block.
+func (e *Entry) lock() {
+	for n := 0; !e.claim.CompareAndSwap(0, 1); n++ {
+		if n > 64 {
+			spin()
+		}
+	}
+}
+
+func (e *Entry) unlock() { e.claim.Store(0) }
+
+// Tuple is the tuple of one direction; it must not be written to.
+func (e *Entry) Tuple(d Dir) *Tuple {
+	if d == Reply {
+		return &e.reply
+	}
+	return &e.orig
+}
+
+// Status is the set of status bits now.
+func (e *Entry) Status() Status { return Status(e.status.Load()) }
+
+// Has reports whether all of s are set.
+func (e *Entry) Has(s Status) bool { return Status(e.status.Load())&s == s }
+
+// SetStatus sets bits and returns those that were set before.
+func (e *Entry) SetStatus(s Status) Status { return Status(e.status.Or(uint32(s))) }
+
+// ClearStatus clears bits.
+func (e *Entry) ClearStatus(s Status) { e.status.And(^uint32(s)) }
+
+// Mark is the connection mark.
+func (e *Entry) Mark() uint32 { return e.mark.Load() }
+
+// SetMark stores the connection mark; a changed one is an event.
+func (e *Entry) SetMark(m uint32) {
+	if e.mark.Load() != m {
+		e.mark.Store(m)
+		e.Event(EventMark)
+	}
+}
+
+// SecMark is the connection's security label (0: none).
+func (e *Entry) SecMark() uint32 { return e.secmark.Load() }
+
+// SetSecMark stores the security label; a changed one is an event.
+func (e *Entry) SetSecMark(m uint32) {
+	if e.secmark.Load() != m {
+		e.secmark.Store(m)
+		e.Event(EventSecMark)
+	}
+}
+
+// Zone is the connection's zone and the directions it holds for.
+func (e *Entry) Zone() (id uint16, dir ZoneDir) {
+	switch o, r := e.orig.Zone, e.reply.Zone; {
+	case o == r:
+		return o, ZoneBoth
+	case o != 0:
+		return o, ZoneOrig
+	default:
+		return r, ZoneReply
+	}
+}
+
+// Counters gives packets and bytes (network packet length) of one direction;
+// they count only while net.netfilter.nf_conntrack_acct is 1.
+func (e *Entry) Counters(d Dir) (packets, bytes uint64) {
+	return e.packets[d&1].Load(), e.bytes[d&1].Load()
+}
+
+// TCPState is the state of a TCP connection, with the kernel's numbers.
+func (e *Entry) TCPState() TCPState { return TCPState(e.tcp.state) }
+
+// Timeout is the time left in ns at now (the table's clock); never negative.
+func (e *Entry) Timeout(now int64) int64 {
+	x := e.expiry.Load()
+	if e.Status()&Confirmed != 0 {
+		x -= now
+	}
+	return max(x, 0)
+}
+
+// MasqIface and SetMasqIface keep the interface index that MASQUERADE chose.
+func (e *Entry) MasqIface() int { return int(e.masqIf.Load()) }
+
+// SetMasqIface stores the interface index that MASQUERADE chose.
+func (e *Entry) SetMasqIface(i int) { e.masqIf.Store(uint32(i)) }
+
+// Event notes that something changed; it is delivered when a packet of the
+// connection passes Confirm, if anybody listens.
+func (e *Entry) Event(bits Events) {
+	if e.events.Load()&uint32(bits) != uint32(bits) {
+		e.events.Or(uint32(bits))
+	}
+}
+
+// Generation counts how often the entry's index has been used: with the index
+// it names a connection for good.
+func (e *Entry) Generation() uint32 { return e.gen.Load() }

@@ -1,0 +1,155 @@
+package conntrack
+
+import "sluice/packet"
+
+// result is what a protocol says of a packet.
+type result uint8
+
+const (
+	resAccept      result = iota
+	resAcceptCount        // accepted; the expiry stays
+	resInvalid
+	resDrop
+	resRepeat // the connection is gone: look up again
+)
+
+const hookPrerouting = 0
+
+// checksumOK verifies the transport checksum of what comes from outside.
+func (w *Worker) checksumOK(p *packet.Packet, hook uint8) bool {
+	if hook != hookPrerouting || p.Flags&packet.L4ChecksumOK != 0 || w.t.sys.checksum.Load() == 0 {
+		return true
+	}
+	return p.VerifyL4()
+}
+
+// refresh moves the expiry to timeout from now, and counts. An established
+// flow's expiry moves at most once a second: a store per packet would bounce
+// the line between the workers that see its two directions.
+func (w *Worker) refresh(p *packet.Packet, e *Entry, dir Dir, timeout int64) {
+	st := e.Status()
+	if st&FixedTimeout == 0 {
+		if st&Confirmed == 0 {
+			e.expiry.Store(timeout)
+		} else if x, old := w.now+timeout, e.expiry.Load(); x < old || x-old >= second {
+			e.expiry.Store(x)
+		}
+	}
+	w.account(p, e, dir)
+}
+
+func (w *Worker) account(p *packet.Packet, e *Entry, dir Dir) {
+	if e.flags&entryAcct != 0 {
+		e.packets[dir].Add(1)
+		e.bytes[dir].Add(uint64(p.Len()))
+	}
+}
+
+func (w *Worker) assure(e *Entry) {
+	if e.SetStatus(Assured)&Assured == 0 {
+		e.Event(EventAssured)
+	}
+}
+
+// timeout reads row of e's policy or the tunable.
+func (t *Table) timeout(e *Entry, row int, def int64) int64 {
+	if e.policy != 0 {
+		if v, ok := t.policyTimeout(e, row); ok {
+			return v
+		}
+	}
+	return def
+}
+
+// trackUDP: a flow that is answered, and still there two seconds after its
+// first packet, is a stream: assured, with the longer timeout.
+func (w *Worker) trackUDP(p *packet.Packet, e *Entry, hook uint8) result {
+	t := w.t
+	b := p.Transport()
+	if len(b) < 8 {
+		return resInvalid
+	}
+	if n := int(be.Uint16(b[4:])); p.Proto == packet.ProtoUDP {
+		if n > len(b) && p.GSO.Type == packet.GSONone || n < 8 {
+			return resInvalid
+		}
+	} else if n != 0 && n < 8 || n > len(b) || be.Uint16(b[6:]) == 0 { // UDP-Lite: coverage; a checksum is due
+		return resInvalid
+	}
+	if be.Uint16(b[6:]) != 0 && !w.checksumOK(p, hook) {
+		return resInvalid
+	}
+	dir := PacketDir(p)
+	st := e.Status()
+	if st&Confirmed == 0 {
+		e.tcp.lastSeq = uint32(w.now / 1e6)
+	}
+	unreplied := t.timeout(e, 0, secondsOf(t.sys.udp))
+	if st&SeenReply == 0 {
+		w.refresh(p, e, dir, unreplied)
+		return resAccept
+	}
+	if uint32(w.now/1e6)-e.tcp.lastSeq <= 2000 {
+		w.refresh(p, e, dir, unreplied)
+		return resAccept
+	}
+	w.refresh(p, e, dir, t.timeout(e, 1, secondsOf(t.sys.udpStream)))
+	if st&(Assured|NATClash) == 0 {
+		w.assure(e)
+	}
+	return resAccept
+}
+
+// trackICMP: only queries start a connection.
+func (w *Worker) trackICMP(p *packet.Packet, e *Entry) result {
+	t := w.t
+	def := t.sys.icmp
+	if p.Proto == packet.ProtoICMPv6 {
+		def = t.sys.icmpv6
+	}
+	if e.Status()&Confirmed == 0 && !icmpQuery(p.Proto, uint8(e.orig.DstPort>>8)) {
+		return resInvalid
+	}
+	w.refresh(p, e, PacketDir(p), t.timeout(e, 0, secondsOf(def)))
+	return resAccept
+}
+
+func icmpQuery(proto, typ uint8) bool {
+	if proto == packet.ProtoICMP {
+		return typ == 8 || typ == 13 || typ == 15 || typ == 17
+	}
+	return typ == 128 || typ == 139
+}
+
+func (w *Worker) trackGeneric(p *packet.Packet, e *Entry) result {
+	w.refresh(p, e, PacketDir(p), w.t.timeout(e, 0, secondsOf(w.t.sys.generic)))
+	return resAccept
+}
+
+// trackGRE: a tunnel that is answered is assured.
+func (w *Worker) trackGRE(p *packet.Packet, e *Entry) result {
+	t := w.t
+	dir := PacketDir(p)
+	if e.Status()&SeenReply == 0 {
+		w.refresh(p, e, dir, t.timeout(e, 0, secondsOf(t.sys.gre)))
+		return resAccept
+	}
+	w.refresh(p, e, dir, t.timeout(e, 1, secondsOf(t.sys.greStream)))
+	if e.Status()&(Assured|NATClash) == 0 {
+		w.assure(e)
+	}
+	return resAccept
+}
+
+// greKeys: only PPTP's version 1 carries a call id; other GRE is one connection
+// for each pair of addresses.
+func (t *Table) greKeys(u *Tuple, l4 []byte) bool {
+	if len(l4) < 4 || l4[1]&7 != 1 || len(l4) < 8 {
+		return true
+	}
+	if be.Uint16(l4[2:]) != 0x880b {
+		return false
+	}
+	u.DstPort = be.Uint16(l4[6:])
+	return true
+}

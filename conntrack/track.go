@@ -1,0 +1,425 @@
+package conntrack
+
+import "sluice/packet"
+
+// Track finds or makes the connection of p and sets p.Ct and p.CtInfo. It runs
+// at PREROUTING and OUTPUT (hook is the kernel's number). false: drop, p.Reason
+// is set. A packet that has a connection already (it comes back through lo) is
+// left alone.
+func (w *Worker) Track(p *packet.Packet, hook uint8) bool {
+	switch {
+	case p.CtInfo == packet.CtUntracked:
+		return true
+	case p.Flags&packet.Untracked != 0:
+		p.Ct, p.CtInfo = 0, packet.CtUntracked
+		return true
+	case p.CtInfo != packet.CtNone && p.CtInfo != packet.CtInvalid:
+		return true
+	}
+	tmpl := w.template(p)
+	p.Ct, p.CtInfo = 0, packet.CtInvalid
+	if p.Flags&packet.LaterFragment != 0 || p.Proto == packet.ProtoNone && p.Family == packet.IPv6 {
+		w.stat(statInvalid)
+		return true
+	}
+	if isICMP(p.Family, p.Proto) {
+		if done := w.trackError(p, hook, tmpl); done {
+			return true
+		}
+	}
+	for range 3 {
+		e, idx, ok := w.resolve(p, tmpl)
+		if !ok {
+			w.stat(statDrop)
+			return false
+		}
+		if e == nil {
+			w.stat(statInvalid)
+			return true
+		}
+		switch w.protocol(p, e, idx, hook) {
+		case resAccept:
+		case resAcceptCount:
+			w.account(p, e, PacketDir(p))
+		case resInvalid:
+			w.forget(p, e, idx)
+			w.stat(statInvalid)
+			return true
+		case resDrop:
+			p.Ct, p.CtInfo = 0, packet.CtInvalid
+			w.stat(statInvalid)
+			w.stat(statDrop)
+			p.Reason = ReasonReopen
+			return false
+		case resRepeat:
+			p.Ct, p.CtInfo = 0, packet.CtInvalid
+			continue
+		}
+		if p.CtInfo == packet.CtEstablishedReply && e.Status()&SeenReply == 0 && e.SetStatus(SeenReply)&SeenReply == 0 {
+			e.Event(EventReply)
+		}
+		return true
+	}
+	w.stat(statInvalid)
+	return true
+}
+
+// resolve finds the connection or makes an unconfirmed one. ok false: drop.
+func (w *Worker) resolve(p *packet.Packet, tmpl *Template) (*Entry, uint32, bool) {
+	t := w.t
+	var u Tuple
+	oz, rz := tmpl.zones()
+	if !t.tuple(&u, p, oz) {
+		return nil, 0, true
+	}
+	h := t.hashTuple(&u)
+	e, idx, d := t.lookup(&u, h, w.now)
+	if e == nil && rz != oz {
+		u.Zone = rz
+		e, idx, d = t.lookup(&u, t.hashTuple(&u), w.now)
+		u.Zone = oz
+	}
+	if e == nil {
+		if e, idx = w.create(p, &u, h, tmpl, rz); e == nil {
+			return nil, 0, p.Reason == 0
+		}
+		d = Original
+	}
+	p.Ct = idx
+	switch st := e.Status(); {
+	case d == Reply:
+		p.CtInfo = packet.CtEstablishedReply
+	case st&SeenReply != 0:
+		p.CtInfo = packet.CtEstablished
+	case st&Expected != 0:
+		p.CtInfo = packet.CtRelated
+	default:
+		p.CtInfo = packet.CtNew
+	}
+	return e, idx, true
+}
+
+// create makes the unconfirmed connection of a first packet; nil with
+// p.Reason 0: the packet cannot start one.
+func (w *Worker) create(p *packet.Packet, u *Tuple, h uint64, tmpl *Template, replyZone uint16) (*Entry, uint32) {
+	t := w.t
+	rep, ok := u.Invert()
+	if !ok {
+		return nil, 0
+	}
+	if limit := t.sys.max.Load(); limit != 0 && t.count.Load() >= limit && !w.earlyDrop(h) {
+		p.Reason = ReasonTableFull
+		return nil, 0
+	}
+	e, idx := w.alloc()
+	if e == nil {
+		p.Reason = ReasonTableFull
+		return nil, 0
+	}
+	rep.Zone = replyZone
+	w.init(e, u, &rep)
+	if tmpl != nil {
+		e.policy = tmpl.policyIndex(u.Family, u.Proto)
+		e.evMask = uint16(tmpl.Events)
+	}
+	x := w.expected(e, u)
+	if x == nil && tmpl != nil && tmpl.Helper != nil && tmpl.Helper.fits(u.Family, u.Proto) {
+		w.setHelper(e, tmpl.Helper)
+		e.SetStatus(HelperSet)
+	}
+	if x != nil && x.NAT {
+		if n := t.nat(); n != nil {
+			n.Expected(w, p, e, x)
+		}
+	}
+	return e, idx
+}
+
+// init makes e a fresh unconfirmed connection.
+func (w *Worker) init(e *Entry, orig, reply *Tuple) {
+	t := w.t
+	e.gen.Add(1)
+	e.orig, e.reply = *orig, *reply
+	e.status.Store(0)
+	e.mark.Store(0)
+	e.secmark.Store(0)
+	e.events.Store(0)
+	e.expiry.Store(0)
+	e.master, e.mastGen = 0, 0
+	e.helper, e.mhelper, e.policy, e.flags, e.evMask = 0, 0, 0, 0, 0
+	e.tcp = tcpState{}
+	e.masqIf.Store(0)
+	for i := range e.NAT {
+		e.NAT[i].Store(0)
+	}
+	for i := range 2 {
+		e.packets[i].Store(0)
+		e.bytes[i].Store(0)
+		e.Cache[i].Store(0)
+	}
+	if t.sys.acct.Load() != 0 {
+		e.flags |= entryAcct
+	}
+	t.count.Add(1)
+}
+
+func (w *Worker) protocol(p *packet.Packet, e *Entry, idx uint32, hook uint8) result {
+	switch p.Proto {
+	case packet.ProtoTCP:
+		return w.trackTCP(p, e, idx, hook)
+	case packet.ProtoUDP, packet.ProtoUDPLite:
+		return w.trackUDP(p, e, hook)
+	case packet.ProtoICMP, packet.ProtoICMPv6:
+		if isICMP(p.Family, p.Proto) {
+			return w.trackICMP(p, e)
+		}
+		return resInvalid
+	case packet.ProtoSCTP:
+		return w.trackSCTP(p, e, hook)
+	case packet.ProtoGRE:
+		return w.trackGRE(p, e)
+	}
+	return w.trackGeneric(p, e)
+}
+
+// forget takes the connection off an invalid packet; a connection that this
+// packet would have started is gone.
+func (w *Worker) forget(p *packet.Packet, e *Entry, idx uint32) {
+	if e.Status()&Confirmed == 0 && !p.CtInfo.Reply() {
+		w.drop(e, idx)
+	}
+	p.Ct, p.CtInfo = 0, packet.CtInvalid
+}
+
+// Confirm is the last stage of INPUT and POSTROUTING: a new connection enters
+// the table. false: drop, p.Reason is set.
+func (w *Worker) Confirm(p *packet.Packet) bool {
+	e := w.Entry(p)
+	if e == nil {
+		return true
+	}
+	idx := p.Ct
+	if e.Status()&Confirmed == 0 {
+		if p.CtInfo.Reply() {
+			return true // a router's answer to a packet that is still on its way
+		}
+		if !w.confirm(p, e, idx) {
+			return false
+		}
+		e, idx = w.t.at(p.Ct), p.Ct
+	}
+	if e.events.Load() != 0 {
+		w.deliver(e, idx)
+	}
+	return true
+}
+
+func (w *Worker) confirm(p *packet.Packet, e *Entry, idx uint32) bool {
+	t := w.t
+	if e.Status()&Dying != 0 {
+		w.stat(statInsertFailed)
+		p.Reason = ReasonDying
+		return false
+	}
+	wait := e.expiry.Load()
+	e.expiry.Store(w.now + wait)
+	if t.sys.timestamp.Load() != 0 {
+		if x := t.ensureExt(e); x != nil {
+			x.start = t.opt.Wall().UnixNano()
+		}
+	}
+	if e.master != 0 {
+		e.Event(EventRelated)
+	} else {
+		e.Event(EventNew)
+	}
+	res, x, xi, xd := t.insert(w, e, idx)
+	switch res {
+	case insertOK:
+		return true
+	case insertTooLong:
+		w.stat(statChainTooLong)
+	case insertClash:
+		if w.resolveClash(p, e, idx, x, xi, xd) {
+			return true
+		}
+	}
+	e.expiry.Store(wait)
+	w.stat(statInsertFailed)
+	w.stat(statDrop)
+	p.Reason = ReasonInsertFailed
+	return false
+}
+
+// resolveClash: another packet of the same flow was faster, or one direction's
+// tuple is taken. Protocols without a handshake may join what is there.
+func (w *Worker) resolveClash(p *packet.Packet, e *Entry, idx uint32, x *Entry, xi uint32, xd Dir) bool {
+	switch e.orig.Proto {
+	case packet.ProtoUDP, packet.ProtoUDPLite:
+	default:
+		return false
+	}
+	if e.Status()&NATDoneMask == 0 || x.orig == e.orig && x.reply == e.reply {
+		if e.flags&entryAcct != 0 {
+			for d := range 2 {
+				x.packets[d].Add(e.packets[d].Load())
+				x.bytes[d].Add(e.bytes[d].Load())
+			}
+		}
+		w.drop(e, idx)
+		p.Ct = xi
+		switch st := x.Status(); {
+		case xd == Reply:
+			p.CtInfo = packet.CtEstablishedReply
+		case st&SeenReply != 0:
+			p.CtInfo = packet.CtEstablished
+		case st&Expected != 0:
+			p.CtInfo = packet.CtRelated
+		default:
+			p.CtInfo = packet.CtNew
+		}
+		w.stat(statClashResolve)
+		return true
+	}
+	return w.insertReplyOnly(e, idx)
+}
+
+// insertReplyOnly enters a connection whose original tuple is taken by a
+// connection with another translation (two resolvers asked at once): only its
+// reply can be found, and only for a second.
+func (w *Worker) insertReplyOnly(e *Entry, idx uint32) bool {
+	t := w.t
+	h := t.hashTuple(&e.reply)
+	st, b, b2 := t.lockPair(h, h)
+	defer unlockPair(b, b2)
+	if x, _, _ := t.find(st, b, &e.reply, h); x != nil {
+		return false
+	}
+	pl := st.free(b, st.keep())
+	if pl == nil {
+		return false
+	}
+	e.flags |= entryLinked | entryNoOrig
+	e.expiry.Store(w.now + second)
+	e.SetStatus(Confirmed | FixedTimeout | NATClash)
+	pl.Store(place(h, Reply, idx))
+	w.stat(statClashResolve)
+	return true
+}
+
+// Release ends p's hold on its connection: an unconfirmed one that p owns is
+// gone. Call it when a packet is dropped or delivered.
+func (w *Worker) Release(p *packet.Packet) {
+	if e := w.Entry(p); e != nil && e.Status()&Confirmed == 0 && !p.CtInfo.Reply() {
+		w.drop(e, p.Ct)
+	}
+	p.Ct, p.CtInfo = 0, packet.CtNone
+}
+
+// Attach gives a packet that answers old (a RST, an ICMP error) old's
+// connection, as related in the other direction.
+func (w *Worker) Attach(p, old *packet.Packet) {
+	if w.Entry(old) == nil {
+		return
+	}
+	p.Ct = old.Ct
+	if p.CtInfo = packet.CtRelatedReply; old.CtInfo.Reply() {
+		p.CtInfo = packet.CtRelated
+	}
+}
+
+// AlterReply gives an unconfirmed connection another reply tuple (NAT).
+func (w *Worker) AlterReply(e *Entry, u Tuple) {
+	u.Zone = e.reply.Zone
+	e.reply = u
+}
+
+// drop frees an unconfirmed connection.
+func (w *Worker) drop(e *Entry, idx uint32) {
+	t := w.t
+	e.SetStatus(Dying)
+	shared := w.bury(e, idx)
+	t.count.Add(-1)
+	if shared {
+		w.retire(idx)
+	} else {
+		w.put(idx)
+	}
+}
+
+// destroyed finishes a connection that has left the table.
+func (w *Worker) destroyed(e *Entry, idx uint32) {
+	if x := w.t.extOf(e); x != nil && x.start != 0 {
+		e.lock()
+		x.stop = w.t.opt.Wall().UnixNano()
+		e.unlock()
+	}
+	if w.t.listening() {
+		w.emit(EvDestroy, EventDestroy, e, idx)
+	}
+	w.bury(e, idx)
+	w.t.count.Add(-1)
+	w.retire(idx)
+}
+
+// bury gives back what belongs to e; shared: others may hold its index still.
+func (w *Worker) bury(e *Entry, idx uint32) (shared bool) {
+	t := w.t
+	if e.flags&entryHasExpect != 0 {
+		t.unexpectAll(w, idx, e.gen.Load())
+		shared = true
+	}
+	if e.Status()&NATDoneMask != 0 {
+		if f := t.destroy.Load(); f != nil {
+			(*f)(w, e, idx)
+		}
+		shared = true
+	}
+	return shared
+}
+
+// earlyDrop makes room for a new connection near hash h: the unassured flows of
+// the first of eight chains that has any.
+func (w *Worker) earlyDrop(h uint64) bool {
+	t := w.t
+	st := t.state.Load()
+	dropped := 0
+	for i := uint64(0); i < earlyDropRange && dropped == 0; i++ {
+		b := &st.buckets[(h+i)&st.mask]
+		if old := st.old.Load(); old != nil && old.buckets[(h+i)&old.mask].head.Load()&headMoved == 0 {
+			dropped += w.dropChain(old, &old.buckets[(h+i)&old.mask])
+		}
+		dropped += w.dropChain(st, b)
+	}
+	return dropped > 0
+}
+
+const earlyDropRange = 8
+
+func (w *Worker) dropChain(st *hashState, b *bucket) (dropped int) {
+	t := w.t
+	for {
+		for i := range b.place {
+			idx := uint32(b.place[i].Load())
+			if idx == 0 {
+				continue
+			}
+			e := t.at(idx)
+			if e.expiry.Load() <= w.now {
+				if t.kill(w, e, idx) {
+					dropped++
+				}
+				continue
+			}
+			if e.Status()&Assured == 0 && t.kill(w, e, idx) {
+				w.stat(statEarlyDrop)
+				dropped++
+			}
+		}
+		next := uint32(b.head.Load() & headNext)
+		if next == 0 {
+			return dropped
+		}
+		b = &st.overflow[next-1]
+	}
+}
