@@ -1,0 +1,395 @@
+package iptables
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"sluice/tables"
+)
+
+// restoreOptions is the command line of iptables-restore.
+type restoreOptions struct {
+	counters, verbose, noflush, test bool
+	only                             string // -T
+}
+
+// runRestore is iptables-restore and ip6tables-restore.
+func (x *tool) runRestore(argv []string, stdin io.Reader) int {
+	g := newGetopt(argv, restoreShort, restoreLong)
+	var o restoreOptions
+	x.line = 0
+options:
+	for {
+		switch id := g.next(); id {
+		case optEnd:
+			break options
+		case optWord:
+			g.words++
+		case 'b':
+			x.fail("-b/--binary option is not implemented\n")
+		case 'c':
+			o.counters = true
+		case 'v':
+			o.verbose = true
+		case 't':
+			o.test = true
+		case 'n':
+			o.noflush = true
+		case 'T':
+			o.only = g.arg
+		case 'M':
+		case 'w', 'W':
+			if err := x.restoreLock(g, id); err != nil {
+				return x.report(err)
+			}
+		case 'V':
+			x.printf("%s %s\n", x.prog, version)
+			return 0
+		case 'h':
+			x.fail("%s", restoreHelp(x.prog))
+			return 0
+		default:
+			x.fail("%s: %s\n", x.prog, g.complaint(id))
+			x.fail("Try `%s -h' for more information.\n", x.prog)
+			return tables.ExitOther
+		}
+	}
+	g.words += len(argv) - g.ind
+	if g.words > 1 {
+		x.fail("Unknown arguments found on commandline\n")
+		return tables.ExitOther
+	}
+	if g.words == 1 {
+		x.fail("Can't open %s: Operation not permitted\n", argv[len(argv)-1])
+		return tables.ExitOther
+	}
+	return x.report(x.restoreFrom(o, bufio.NewReaderSize(stdin, 1<<16)))
+}
+
+func (x *tool) restoreLock(g *getopt, id int) error {
+	arg, has := g.arg, g.hasArg
+	if !has {
+		arg, has = g.take()
+	}
+	if _, _, ok := tables.Strtoul(arg, 0, 1<<32-1); has && !ok {
+		if id == 'W' {
+			return tables.Usagef("wait interval not numeric")
+		}
+		return tables.Usagef("wait seconds not numeric")
+	}
+	if id == 'W' {
+		x.fail("Ignoring deprecated --wait-interval option.\n")
+	}
+	return nil
+}
+
+// numbered is a line of input with its number.
+type numbered struct {
+	n    int
+	text string
+}
+
+// section is the part of a restore that one COMMIT ends.
+type section struct {
+	table tables.TableID
+	start int
+	lines []numbered
+	lists bool // some line may ask for counters
+}
+
+// errPlain is a message that is printed as it is.
+type errPlain string
+
+func (e errPlain) Error() string { return string(e) }
+
+// restoreFrom reads tables up to the end. Each is committed whole, or not at
+// all, when its COMMIT has been read; an error ends the run, and what earlier
+// COMMITs did stays.
+func (x *tool) restoreFrom(o restoreOptions, in *bufio.Reader) error {
+	var s *section
+	other := false // in a table that -T leaves out
+	for {
+		text, rerr := in.ReadString('\n')
+		if rerr != nil && rerr != io.EOF {
+			return fmt.Errorf("reading line %d: %w", x.line+1, rerr)
+		}
+		if text == "" {
+			break
+		}
+		x.line++
+		if rerr == io.EOF {
+			text += "\n"
+		}
+		switch {
+		case text == "\n":
+		case text[0] == '#':
+			if o.verbose && s != nil {
+				s.lines = append(s.lines, numbered{x.line, text})
+			} else if o.verbose {
+				x.out.WriteString(text)
+			}
+		case s != nil && text == "COMMIT\n":
+			if err := x.commit(o, s, !o.test); err != nil {
+				return err
+			}
+			s = nil
+		case s != nil:
+			s.lines = append(s.lines, numbered{x.line, text})
+			s.lists = s.lists || strings.Contains(text, "-L") || strings.Contains(text, "-S") || strings.Contains(text, "--l")
+		case text[0] == '*':
+			name, _ := word(text[1:])
+			if name == "" {
+				return tables.Usagef("%s: line %d table name invalid", x.prog, x.line)
+			}
+			if other = o.only != "" && o.only != name; other {
+				continue
+			}
+			id, ok := tables.TableByName(name)
+			if !ok {
+				return tables.Usagef("%s: unable to initialize table '%s'", x.prog, name)
+			}
+			s = &section{table: id, start: x.line}
+		case other:
+		default:
+			return &tables.EditError{}
+		}
+	}
+	if s == nil {
+		return nil
+	}
+	end := x.line + 1
+	if err := x.commit(o, s, false); err != nil {
+		return err
+	}
+	x.fail("%s: COMMIT expected at line %d\n", x.prog, end)
+	return exit{code: tables.ExitOther}
+}
+
+// word takes the first word of s, as strtok does.
+func word(s string) (w, rest string) {
+	s = strings.TrimLeft(s, " \t\n")
+	if i := strings.IndexAny(s, " \t\n"); i >= 0 {
+		return s[:i], s[i+1:]
+	}
+	return s, ""
+}
+
+// commit carries out a section; with publish, its result comes into force.
+func (x *tool) commit(o restoreOptions, s *section, publish bool) error {
+	end := x.line
+	x.restore = s.table.String()
+	defer func() { x.restore = "" }()
+	if s.lists {
+		x.counters = snapshot(x.eng)
+	}
+	do := x.eng.Check
+	if publish {
+		do = x.eng.Commit
+	}
+	err := do(func(rs *tables.Ruleset) error { return x.playSection(o, s, rs) })
+	if err == nil && publish {
+		x.markUsed(x.fam, s.table)
+	}
+	var done errDone
+	if errors.As(err, &done) {
+		return done.exit // with x.line where it was met
+	}
+	if err == nil {
+		x.line = end
+	}
+	return err
+}
+
+// errDone carries -V and -h out of a commit.
+type errDone struct{ exit exit }
+
+func (e errDone) Error() string { return e.exit.Error() }
+
+func (x *tool) playSection(o restoreOptions, s *section, rs *tables.Ruleset) error {
+	end := x.line
+	t := rs.Table(s.table)
+	if !o.noflush {
+		all := &command{}
+		if o.verbose {
+			all.verbose = 1
+		}
+		if err := x.each(all, t, true, "Flushing", t.Flush); err != nil {
+			return err
+		}
+		if err := x.each(all, t, false, "Deleting", t.DeleteChain); err != nil {
+			return err
+		}
+	}
+	for _, l := range s.lines {
+		x.line = l.n
+		var err error
+		switch l.text[0] {
+		case '#':
+			x.out.WriteString(l.text)
+		case ':':
+			err = x.restoreChain(o, t, l.text[1:])
+		default:
+			err = x.restoreRule(o, rs, l.text)
+		}
+		if err != nil {
+			var end exit
+			if errors.As(err, &end) {
+				return errDone{end}
+			}
+			return err
+		}
+	}
+	x.line = end
+	return nil
+}
+
+// restoreChain reads ":CHAIN POLICY [packets:bytes]".
+func (x *tool) restoreChain(o restoreOptions, t *tables.Table, text string) error {
+	name, text := word(text)
+	switch {
+	case name == "":
+		return tables.Usagef("%s: line %d chain name invalid", x.prog, x.line)
+	case len(name) > maxChainName:
+		return tables.Usagef("Invalid chain name `%s' (%d chars max)", name, maxChainName)
+	}
+	ch := t.Chain(name)
+	switch {
+	case ch != nil && ch.Builtin:
+	case ch != nil && o.noflush:
+		if err := t.Flush(name); err != nil {
+			return err
+		}
+	case ch != nil, isVerdict(name), name == "QUEUE":
+		return tables.Usagef("error creating chain '%s':File exists", name)
+	default:
+		if err := t.NewChain(name); err != nil {
+			return err
+		}
+	}
+	policy, text := word(text)
+	switch policy {
+	case "":
+		return tables.Usagef("%s: line %d policy invalid", x.prog, x.line)
+	case "-":
+		return nil
+	}
+	var n tables.Counter
+	if o.counters {
+		text, _ = word(text)
+		if _, err := fmt.Sscanf(text, "[%d:%d", (*cNumber)(&n.Packets), (*cNumber)(&n.Bytes)); err != nil {
+			return tables.Usagef("invalid policy counters for chain '%s'", name)
+		}
+	}
+	err := setPolicy(t, name, policy, n)
+	var refused *tables.EditError
+	if errors.As(err, &refused) {
+		return &tables.Error{Code: tables.ExitOther, Msg: fmt.Sprintf("Can't set policy `%s' on `%s' line %d: %s", policy, name, x.line, sentence(refused))}
+	}
+	return err
+}
+
+// cNumber reads a number as C's scanf does with %llu: a sign is taken, what is
+// too large is the largest.
+type cNumber uint64
+
+func (n *cNumber) Scan(s fmt.ScanState, _ rune) error {
+	tok, err := s.Token(true, func(r rune) bool { return r == '-' || r == '+' || r >= '0' && r <= '9' })
+	if err != nil {
+		return err
+	}
+	v, ok := parseCounter(string(tok))
+	if !ok {
+		return errors.New("not a number")
+	}
+	*n = cNumber(v)
+	return nil
+}
+
+// parseCounter reads a packet or byte counter; what is too large is the largest.
+func parseCounter(s string) (uint64, bool) {
+	neg := strings.HasPrefix(s, "-")
+	digits := strings.TrimLeft(s, "+-")
+	if digits == "" || len(s)-len(digits) > 1 {
+		return 0, false
+	}
+	var v uint64
+	for i := range len(digits) {
+		d := digits[i] - '0'
+		if d > 9 {
+			return 0, false
+		}
+		if v > (1<<64-1-uint64(d))/10 {
+			return 1<<64 - 1, true
+		}
+		v = v*10 + uint64(d)
+	}
+	if neg {
+		v = -v
+	}
+	return v, true
+}
+
+// restoreRule reads a line with a command, perhaps with counters before it.
+func (x *tool) restoreRule(o restoreOptions, rs *tables.Ruleset, text string) error {
+	var with []string
+	if text[0] == '[' {
+		pair, rest, ok := strings.Cut(text[1:], "]")
+		if !ok {
+			return tables.Usagef("Bad line %d: need ]", x.line)
+		}
+		packets, bytes, ok := strings.Cut(strings.TrimLeft(pair, ":"), ":")
+		if packets == "" {
+			return tables.Usagef("Bad line %d: need :", x.line)
+		}
+		if !ok || bytes == "" {
+			return tables.Usagef("Bad line %d: need ]", x.line)
+		}
+		if o.counters {
+			with = []string{"--set-counters", packets, bytes}
+		}
+		text = rest
+	}
+	words, _, err := splitLine(text)
+	if err != nil {
+		return err
+	}
+	c, err := x.parse(append(with, words...))
+	if err != nil || c == nil {
+		return err
+	}
+	if o.verbose {
+		c.verbose++
+	}
+	return x.apply(c, rs)
+}
+
+// snapshot is counters that know only the rules of one moment: others have what
+// they begin with.
+type snap struct {
+	view *tables.View
+	has  map[*tables.Rule]bool
+}
+
+func snapshot(e *tables.Engine) *snap {
+	s := &snap{e.View(nil), map[*tables.Rule]bool{}}
+	for id := range tables.NumTables {
+		for _, ch := range s.view.Ruleset.Table(id).Chains() {
+			for _, r := range ch.Rules() {
+				s.has[r] = true
+			}
+		}
+	}
+	return s
+}
+
+func (s *snap) Rule(r *tables.Rule) tables.Counter {
+	if s.has[r] {
+		return s.view.Rule(r)
+	}
+	return r.Initial
+}
+
+func (s *snap) Policy(ch *tables.Chain) tables.Counter { return s.view.Policy(ch) }

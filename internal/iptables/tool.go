@@ -1,0 +1,283 @@
+package iptables
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"syscall"
+
+	"sluice/tables"
+)
+
+// tool is one call of a program.
+type tool struct {
+	Engines
+	prog     string // as it calls itself in messages
+	fam      uint8
+	eng      *tables.Engine
+	out, err *bufio.Writer
+
+	// Restoring: the line being read (from 1; 0 before the first), else -1; and
+	// the table that -t may not change.
+	line    int
+	restore string
+	// counters answers listings within a restore, where the engine cannot be asked.
+	counters counters
+}
+
+func (x *tool) printf(format string, a ...any) { fmt.Fprintf(x.out, format, a...) }
+func (x *tool) fail(format string, a ...any)   { fmt.Fprintf(x.err, format, a...) }
+
+// exit ends a program early: -V, -h.
+type exit struct {
+	code int
+	help bool // with the "Try …" line
+}
+
+func (e exit) Error() string { return fmt.Sprintf("exit %d", e.code) }
+
+// report prints an error as the program does and gives the exit status.
+func (x *tool) report(err error) int {
+	var usage *tables.Error
+	var edit *tables.EditError
+	var end exit
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &end):
+		if end.help {
+			x.tryHelp()
+		}
+		return end.code
+	case errors.As(err, &usage):
+		if usage.Plain {
+			x.fail("%s\n", usage.Msg)
+		} else {
+			x.fail("%s %s: %s\n", x.prog, version, usage.Msg)
+		}
+		switch usage.Code {
+		case tables.ExitParameter:
+			x.tryHelp()
+		case tables.ExitVersion:
+			x.fail("Perhaps %s or your kernel needs to be upgraded.\n", x.prog)
+		}
+		return usage.Code
+	case errors.As(err, &edit):
+		if x.line >= 0 {
+			x.fail("%s: line %d failed\n", x.prog, x.line)
+			return tables.ExitOther
+		}
+		text, hint := sentence(edit), ""
+		if edit.Errno == syscall.EINVAL {
+			hint = " Run `dmesg' for more information."
+		}
+		x.fail("%s: %s.%s\n", x.prog, text, hint)
+		return tables.ExitOther
+	}
+	x.fail("%s: %v\n", x.prog, err)
+	return tables.ExitOther
+}
+
+func (x *tool) tryHelp() {
+	if x.line >= 0 {
+		x.fail("Error occurred at line: %d\n", x.line)
+	}
+	x.fail("Try `%s -h' or '%s --help' for more information.\n", x.prog, x.prog)
+}
+
+// sentence is what iptables says of a refused edit, without the full stop.
+func sentence(e *tables.EditError) string {
+	switch e.Errno {
+	case syscall.ENOENT:
+		switch e.Op {
+		case tables.OpDelete, tables.OpCheck:
+			return "Bad rule (does a matching rule exist in that chain?)"
+		case tables.OpPolicy:
+			return "Bad built-in chain name"
+		}
+		return "No chain/target/match by that name"
+	case syscall.E2BIG:
+		switch e.Op {
+		case tables.OpInsert:
+			return "Index of insertion too big"
+		case tables.OpReplace:
+			return "Index of replacement too big"
+		case tables.OpDeleteNum:
+			return "Index of deletion too big"
+		case tables.OpZero:
+			return "Index of counter too big"
+		}
+	case syscall.EEXIST:
+		if e.Op == tables.OpNewChain {
+			return "Chain already exists"
+		}
+		return "File exists"
+	case syscall.EINVAL:
+		if e.Op == tables.OpPolicy {
+			return "Bad policy name"
+		}
+		return "Invalid argument"
+	case syscall.ENOTEMPTY:
+		return "Directory not empty"
+	case syscall.EMLINK:
+		return "Too many links"
+	case syscall.ELOOP:
+		return "Too many levels of symbolic links"
+	}
+	return e.Text()
+}
+
+// runCommand is iptables and ip6tables.
+func (x *tool) runCommand(args []string) int {
+	c, err := x.parse(args)
+	if err == nil {
+		err = x.run(c)
+	}
+	return x.report(err)
+}
+
+// run carries out a command of its own, outside a restore.
+func (x *tool) run(c *command) error {
+	switch {
+	case c == nil:
+		return nil
+	case c.is(cmdCheck):
+		return x.apply(c, x.eng.Ruleset())
+	case c.is(cmdList | cmdListRules):
+		return x.list(c)
+	}
+	err := x.eng.Commit(func(rs *tables.Ruleset) error { return x.apply(c, rs) })
+	if err == nil {
+		x.markUsed(x.fam, c.table)
+	}
+	return err
+}
+
+// apply makes the edit that a command asks for.
+func (x *tool) apply(c *command, rs *tables.Ruleset) error {
+	t := rs.Table(c.table)
+	if c.is(ruleCmds) {
+		for _, r := range c.rules {
+			if r.Jump == "" || t.Chain(r.Jump) != nil {
+				continue
+			}
+			if r.Goto {
+				return tables.Usagef("goto '%s' is not a chain", r.Jump)
+			}
+			return tables.Usagef("Couldn't load target `%s':No such file or directory\n", r.Jump)
+		}
+		for _, r := range c.rules {
+			if c.verbose > 0 {
+				x.printRule(r)
+			}
+			if err := edit(c, t, r); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	switch {
+	case c.is(cmdDeleteNum):
+		return t.Delete(c.chain, c.num)
+	case c.is(cmdFlush):
+		return x.each(c, t, true, "Flushing", t.Flush)
+	case c.is(cmdZeroNum):
+		return t.SetRuleCounters(c.chain, c.num, tables.Counter{})
+	case c.is(cmdList | cmdListRules):
+		x.listTable(c, t, x.counters)
+		if !c.is(cmdZero) {
+			return listable(c, t)
+		}
+		fallthrough
+	case c.is(cmdZero):
+		return x.each(c, t, true, "Zeroing", t.Zero)
+	case c.is(cmdNew):
+		return t.NewChain(c.chain)
+	case c.is(cmdDeleteChain):
+		return x.each(c, t, false, "Deleting", t.DeleteChain)
+	case c.is(cmdRename):
+		if t.Chain(c.name) != nil {
+			return &tables.EditError{Op: tables.OpRenameChain, Errno: syscall.EEXIST, Table: c.table, Chain: c.name}
+		}
+		if len(c.name) > maxChainName+1 && t.Chain(c.chain) != nil {
+			return &tables.EditError{Op: tables.OpRenameChain, Errno: syscall.EINVAL, Table: c.table, Chain: c.chain}
+		}
+		if t.Chain(c.chain) != nil && isVerdict(c.name) {
+			return &tables.EditError{Op: tables.OpRenameChain, Errno: syscall.EEXIST, Table: c.table, Chain: c.name}
+		}
+		if ch := t.Chain(c.chain); ch != nil && ch.Builtin {
+			return &tables.EditError{Op: tables.OpRenameChain, Errno: syscall.ENOENT, Table: c.table, Chain: c.chain}
+		}
+		return t.RenameChain(c.chain, c.name)
+	case c.is(cmdPolicy):
+		return setPolicy(t, c.chain, c.policy, c.counters)
+	}
+	return nil
+}
+
+func isVerdict(name string) bool {
+	_, ok := tables.VerdictByName(name)
+	return ok
+}
+
+func setPolicy(t *tables.Table, chain, policy string, n tables.Counter) error {
+	if ch := t.Chain(chain); ch == nil || !ch.Builtin {
+		return &tables.EditError{Op: tables.OpPolicy, Errno: syscall.ENOENT, Table: t.ID, Chain: chain}
+	}
+	v, ok := tables.VerdictByName(policy)
+	if !ok || v == tables.VerdictReturn {
+		return &tables.EditError{Op: tables.OpPolicy, Errno: syscall.EINVAL, Table: t.ID, Chain: chain}
+	}
+	if err := t.SetPolicy(chain, v); err != nil {
+		return err
+	}
+	return t.SetPolicyCounters(chain, n)
+}
+
+func edit(c *command, t *tables.Table, r *tables.Rule) (err error) {
+	switch {
+	case c.is(cmdAppend):
+		err = t.Append(c.chain, r)
+	case c.is(cmdInsert):
+		err = t.Insert(c.chain, c.num, r)
+	case c.is(cmdReplace):
+		err = t.Replace(c.chain, c.num, r)
+	case c.is(cmdDelete):
+		err = t.DeleteRule(c.chain, r)
+	case c.is(cmdCheck):
+		_, err = t.Find(c.chain, r)
+	}
+	return err
+}
+
+// each does something to one chain, or to all of a table; with all, what fails
+// does not stop it, and the last refusal is the result.
+func (x *tool) each(c *command, t *tables.Table, builtin bool, doing string, f func(chain string) error) error {
+	names := []string{c.chain}
+	if !c.hasChain {
+		names = names[:0]
+		for _, ch := range t.Chains() {
+			if builtin || !ch.Builtin {
+				names = append(names, ch.Name)
+			}
+		}
+	}
+	var last error
+	for _, name := range names {
+		if c.verbose > 0 {
+			x.printf("%s chain `%s'\n", doing, name)
+		}
+		if err := f(name); err != nil {
+			last = err
+		}
+	}
+	return last
+}
+
+// listable is the refusal to list a chain that is not there.
+func listable(c *command, t *tables.Table) error {
+	if c.hasChain && t.Chain(c.chain) == nil {
+		return &tables.EditError{Op: tables.OpList, Errno: syscall.ENOENT, Table: t.ID, Chain: c.chain}
+	}
+	return nil
+}
