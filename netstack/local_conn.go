@@ -101,17 +101,48 @@ func (l *Local) Listen(network string, addr netip.AddrPort, owner Owner) (net.Li
 	if err != nil {
 		return fail(err)
 	}
-	// As net does on Linux: connections in TIME_WAIT do not keep the port.
+	// As net does on Linux: connections in TIME_WAIT do not keep the port. With
+	// this option gVisor lets listeners overlap, which Linux does not.
 	ep.SocketOptions().SetReuseAddress(true)
-	if terr := ep.Bind(bindAddr(addr)); terr != nil {
+	s := &listener{local: l, ep: ep, wq: wq, owner: owner, network: network, bound: addr, done: make(chan struct{})}
+	if !l.claim(s) {
 		l.drop(ep)
+		return fail(os.NewSyscallError("bind", syscall.EADDRINUSE))
+	}
+	if terr := ep.Bind(bindAddr(addr)); terr != nil {
+		s.Close()
 		return fail(sysError("bind", terr))
 	}
 	if terr := ep.Listen(listenBacklog); terr != nil {
-		l.drop(ep)
+		s.Close()
 		return fail(sysError("listen", terr))
 	}
-	return &listener{local: l, ep: ep, wq: wq, owner: owner, done: make(chan struct{})}, nil
+	return s, nil
+}
+
+// claim enters s into the list of listeners, unless it overlaps one of them.
+func (l *Local) claim(s *listener) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for o := range l.listeners {
+		if s.overlaps(o) || o.overlaps(s) {
+			return false
+		}
+	}
+	l.listeners[s] = struct{}{}
+	return true
+}
+
+// overlaps says whether s takes connections to o's address.
+func (s *listener) overlaps(o *listener) bool {
+	x, y := s.bound.Addr().Unmap(), o.bound.Addr().Unmap()
+	if s.bound.Port() != o.bound.Port() || s.bound.Port() == 0 {
+		return false
+	}
+	if x == y {
+		return true
+	}
+	return x.IsUnspecified() && (x.Is4() == y.Is4() || x.Is6() && s.network == "tcp")
 }
 
 type listener struct {
@@ -119,8 +150,12 @@ type listener struct {
 	ep    tcpip.Endpoint
 	wq    *waiter.Queue
 	owner Owner
-	once  sync.Once
-	done  chan struct{}
+
+	network string
+	bound   netip.AddrPort
+
+	once sync.Once
+	done chan struct{}
 }
 
 // Accept implements net.Listener.
@@ -164,6 +199,9 @@ func (s *listener) Close() error {
 	s.once.Do(func() {
 		close(s.done)
 		s.local.drop(s.ep)
+		s.local.mu.Lock()
+		delete(s.local.listeners, s)
+		s.local.mu.Unlock()
 		err = nil
 	})
 	return err
@@ -239,7 +277,11 @@ func (l *Local) DialContext(ctx context.Context, network string, laddr, raddr ne
 		keepAlive(ep)
 		return &tcpConn{TCPConn: gonet.NewTCPConn(wq, ep), local: l, ep: ep}, nil
 	}
-	return &udpConn{UDPConn: gonet.NewUDPConn(wq, ep), local: l, ep: ep}, nil
+	c := l.packetConn(ep, wq, owner)
+	if a, terr := ep.GetLocalAddress(); terr == nil {
+		c.bound = addrPort(a)
+	}
+	return &udpConn{PacketConn: c, remote: raddr}, nil
 }
 
 // bindSource gives ep the address that the routing tables choose. Where gVisor
@@ -263,19 +305,6 @@ func (l *Local) bindSource(ep tcpip.Endpoint, laddr netip.AddrPort, dst netip.Ad
 		}
 	}
 	return ep.Bind(bindAddr(netip.AddrPortFrom(src, laddr.Port())))
-}
-
-// udpConn is a connected UDP socket.
-type udpConn struct {
-	*gonet.UDPConn
-	local *Local
-	ep    tcpip.Endpoint
-}
-
-func (c *udpConn) Close() error {
-	err := c.UDPConn.Close()
-	c.local.forget(c.ep)
-	return err
 }
 
 // PacketConn is an unconnected UDP socket. On top of net.PacketConn it tells
@@ -320,12 +349,40 @@ func (l *Local) ListenPacket(network string, addr netip.AddrPort, owner Owner) (
 		l.drop(ep)
 		return fail(sysError("bind", terr))
 	}
-	c := &PacketConn{local: l, ep: ep, wq: wq, owner: owner, done: make(chan struct{}), expired: make(chan struct{})}
+	c := l.packetConn(ep, wq, owner)
 	if a, terr := ep.GetLocalAddress(); terr == nil {
 		c.bound = netip.AddrPortFrom(addr.Addr().Unmap(), a.Port)
 	}
 	return c, nil
 }
+
+func (l *Local) packetConn(ep tcpip.Endpoint, wq *waiter.Queue, owner Owner) *PacketConn {
+	return &PacketConn{local: l, ep: ep, wq: wq, owner: owner, done: make(chan struct{}), expired: make(chan struct{})}
+}
+
+// udpConn is a connected UDP socket: reads and writes fail with what ICMP says
+// of the peer. (gonet's would not wake a reader for that.)
+type udpConn struct {
+	*PacketConn
+	remote netip.AddrPort
+}
+
+// Read implements net.Conn.
+func (c *udpConn) Read(b []byte) (int, error) {
+	n, _, _, err := c.ReadFromTo(b)
+	return n, err
+}
+
+// Write implements net.Conn.
+func (c *udpConn) Write(b []byte) (int, error) {
+	if terr := c.ep.LastError(); terr != nil {
+		return 0, c.fail("write", sysError("sendto", terr))
+	}
+	return c.WriteFromTo(b, netip.Addr{}, c.remote)
+}
+
+// RemoteAddr implements net.Conn.
+func (c *udpConn) RemoteAddr() net.Addr { return net.UDPAddrFromAddrPort(c.remote) }
 
 // ReadFromTo reads one datagram: where it came from, and which address it was
 // sent to (perhaps a broadcast address).

@@ -239,10 +239,10 @@ func (l *LocalRings) Get(worker int, p *packet.Packet) bool {
 		r.release(len(b))
 		p.GSO = rec.gso
 		p.Worker = uint16(worker)
+		p.Flags = packet.Local | packet.L4ChecksumOK // before Parse, which lets a local packet have ::1
 		if p.Parse() != 0 {
 			continue // the stack makes no such packet
 		}
-		p.Flags |= packet.Local | packet.L4ChecksumOK
 		if rec.hasOwner {
 			p.Flags |= packet.HasOwner
 			p.UID, p.GID = rec.owner.UID, rec.owner.GID
