@@ -77,7 +77,7 @@ func TestPickAddressStaysInRange(t *testing.T) {
 		{"10.0.0.1", "9.9.9.9", "192.0.2.10", "192.0.2.12"},
 		{"10.0.0.1", "9.9.9.9", "192.0.2.250", "192.0.3.5"},
 		{"fd00::1", "2001:db8::9", "2001:db8:1::10", "2001:db8:1::20"},
-		{"fd00::1", "2001:db8::9", "2001:db8:1::", "2001:db8:1::ffff:ffff"},
+		{"fd00::1", "2001:db8::9", "2001:db8:1::", "2001:db8:1::fff:ffff"},
 		{"fd00::1", "2001:db8::9", "2001:db8:1:ffff:ffff:ffff:ffff:fff0", "2001:db8:1:ffff:ffff:ffff:ffff:ffff"},
 	} {
 		r := Range{Min: ip(c.min), Max: ip(c.max), Flags: MapIPs}

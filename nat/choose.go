@@ -102,16 +102,16 @@ func (n *NAT) choosePort(w *conntrack.Worker, e *conntrack.Entry, t *conntrack.T
 		lo, hi = hi, lo
 	}
 	size := hi - lo + 1
-	var off uint16
+	var off uint32 // wide enough not to wrap, so that a small range is searched whole
 	switch {
 	case r.Flags&ProtoOffset != 0:
-		off = *key - r.BasePort
+		off = uint32(*key - r.BasePort)
 	case r.Flags&randomAll != 0 || m == Src:
-		off = uint16(rand.Uint32())
+		off = rand.Uint32() >> 16
 	}
 	for attempts := min(size, maxAttempts); ; attempts /= 2 {
 		for i := uint32(0); i < attempts; i++ {
-			*key = uint16(lo + uint32(off)%size)
+			*key = uint16(lo + off%size)
 			off++
 			if !n.used(w, t, e) {
 				return true
@@ -120,7 +120,7 @@ func (n *NAT) choosePort(w *conntrack.Worker, e *conntrack.Entry, t *conntrack.T
 		if attempts >= size || attempts < minAttempts {
 			return false
 		}
-		off = uint16(rand.Uint32())
+		off = rand.Uint32() >> 16
 	}
 }
 
