@@ -2,6 +2,7 @@ package tables
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math/bits"
 	"slices"
@@ -299,16 +300,19 @@ func checkChain(t *Table, c *Chain, reach hooks.Mask) error {
 	for i := k.upto; i < len(c.rules); i++ {
 		r := c.rules[i]
 		at := Place{Family: r.Family, Table: t.ID, Hooks: reach, Builtin: c.Builtin, Proto: r.Proto, ProtoNot: r.ProtoNot}
-		fail := func(name, detail string) error {
-			return &EditError{Op: OpCommit, Errno: syscall.EINVAL, Table: t.ID, Chain: c.Name, Target: name, Rule: i + 1, Source: r.Source, Detail: detail}
+		refuse := func(name string, err error) error {
+			no := syscall.EINVAL
+			errors.As(err, &no)
+			return &EditError{Op: OpCommit, Errno: no, Table: t.ID, Chain: c.Name, Target: name, Rule: i + 1, Source: r.Source, Detail: err.Error()}
 		}
+		fail := func(name, detail string) error { return refuse(name, errors.New(detail)) }
 		for _, m := range r.Matches {
 			if s := at.allowed("match", m.Ext.Name, m.Ext.Tables, m.Ext.Hooks, m.Ext.Protos); s != "" {
 				return fail(m.Ext.Name, s)
 			}
 			if m.Ext.Check != nil {
 				if err := m.Ext.Check(m.Args, &at); err != nil {
-					return fail(m.Ext.Name, err.Error())
+					return refuse(m.Ext.Name, err)
 				}
 			}
 		}
@@ -318,7 +322,7 @@ func checkChain(t *Table, c *Chain, reach hooks.Mask) error {
 			}
 			if u.Ext.Check != nil {
 				if err := u.Ext.Check(u.Args, &at); err != nil {
-					return fail(u.Ext.Name, err.Error())
+					return refuse(u.Ext.Name, err)
 				}
 			}
 		}
@@ -383,14 +387,17 @@ func link(t *Table) (depth int, err error) {
 		order = append(order, c)
 		return n, nil
 	}
-	for _, c := range t.Chains() {
+	// As in Linux, only chains that a builtin one leads to are looked at: a loop
+	// among others does no harm.
+	for _, c := range t.chains {
+		if !c.Builtin {
+			continue
+		}
 		n, err := visit(c)
 		if err != nil {
 			return 0, err
 		}
-		if c.Builtin {
-			n.reach |= hooks.At(c.Hook)
-		}
+		n.reach |= hooks.At(c.Hook)
 		depth = max(depth, n.depth)
 	}
 	for _, c := range slices.Backward(order) {
@@ -398,10 +405,15 @@ func link(t *Table) (depth int, err error) {
 			nodes[x.to].reach |= nodes[c.Name].reach
 		}
 	}
-	for _, c := range t.Chains() {
-		if err := checkChain(t, c, nodes[c.Name].reach); err != nil {
-			return 0, err
+	var first *Chain // of those refused, in the order of Chains
+	for _, c := range t.chains {
+		reach := hooks.Mask(0)
+		if n := nodes[c.Name]; n != nil {
+			reach = n.reach
+		}
+		if e := checkChain(t, c, reach); e != nil && (first == nil || c.before(first)) {
+			first, err = c, e
 		}
 	}
-	return depth, nil
+	return depth, err
 }

@@ -1,8 +1,10 @@
 package tables
 
 import (
+	"sluice/conntrack"
 	"sluice/hooks"
 	"sluice/internal/sysctl"
+	"sluice/nat"
 	"sluice/packet"
 )
 
@@ -15,6 +17,8 @@ type Context struct {
 	Worker   int
 	Hook     hooks.Hook
 	Table    TableID
+	CT       *conntrack.Worker
+	NAT      *nat.NAT
 	Env      *Env
 	Counters []Counter // by counter id; grown by Prepare
 	Hotdrop  bool      // a match sets it: the packet is malformed, drop it now
@@ -24,6 +28,9 @@ type Context struct {
 	Output func(p *packet.Packet)
 	// Alloc is a free packet from the worker's pool, Reset; nil when there is none.
 	Alloc func() *packet.Packet
+	// ICMPError answers p with an ICMP or ICMPv6 error: source address, rate limits
+	// and the relation to p's connection are the router's affair. nil: none are sent.
+	ICMPError func(p *packet.Packet, typ, code uint8, rest uint32)
 	// Log takes what LOG wants to say: prefix, syslog level (0 to 7), Log… flags.
 	// The packet is valid during the call only.
 	Log func(prefix string, level, flags uint8, p *packet.Packet)
@@ -42,6 +49,8 @@ const (
 
 // Env is what rules need from outside: one per router.
 type Env struct {
+	CT     *conntrack.Table // nil: rules that need it are refused
+	NAT    *nat.NAT
 	Sysctl *sysctl.Set
 	Routes Routes
 	// DoWorkers runs f once for each worker, between two batches of that

@@ -106,16 +106,12 @@ func (e *Engine) commit(edit func(*Ruleset) error, publish bool) error {
 func (e *Engine) compile(rs *Ruleset) (*Program, error) {
 	pr := &Program{Ruleset: rs, Family: rs.Family}
 	for id, t := range rs.tables {
-		for _, c := range t.chains {
-			if err := e.compileChain(t, c); err != nil {
+		if rs.edit == nil || rs.edit.tables[id] {
+			if err := e.compileTable(t); err != nil {
 				return nil, err
 			}
 		}
-		d, err := link(t)
-		if err != nil {
-			return nil, err
-		}
-		pr.depth = max(pr.depth, d)
+		pr.depth = max(pr.depth, t.depth)
 		for _, c := range t.chains {
 			if n := int(c.slot) + 1; len(pr.chains) < n {
 				pr.chains = append(pr.chains, make([]*code, n-len(pr.chains))...)
@@ -128,6 +124,19 @@ func (e *Engine) compile(rs *Ruleset) (*Program, error) {
 	}
 	pr.counters = len(e.counters.base)
 	return pr, nil
+}
+
+func (e *Engine) compileTable(t *Table) (err error) {
+	var first *Chain
+	for _, c := range t.chains {
+		if x := e.compileChain(t, c); x != nil && (first == nil || c.before(first)) {
+			first, err = c, x
+		}
+	}
+	if err == nil {
+		t.depth, err = link(t)
+	}
+	return err
 }
 
 // setCounters gives counters the values that an edit asked for.

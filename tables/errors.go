@@ -17,9 +17,10 @@ const (
 // "iptables v1.8.9 (…): " exactly, inner and trailing newlines included (the
 // program adds one more newline after it).
 type Error struct {
-	Code  int // exit status
-	Msg   string
-	Plain bool // printed without the "iptables v…: " in front
+	Code   int // exit status
+	Msg    string
+	Plain  bool   // printed without the "iptables v…: " in front
+	Before string // a line printed before all that, as it is; "" for none
 }
 
 func (e *Error) Error() string { return e.Msg }
@@ -84,7 +85,6 @@ func (e *EditError) Text() string {
 		no syscall.Errno
 	}
 	if s, ok := map[k]string{
-		{OpDeleteChain, syscall.EINVAL}:    "Can't delete built-in chain",
 		{OpDeleteChain, syscall.ENOTEMPTY}: "Directory not empty",
 		{OpDeleteChain, syscall.EMLINK}:    "Too many links",
 		{OpNewChain, syscall.EEXIST}:       "Chain already exists",
@@ -95,7 +95,8 @@ func (e *EditError) Text() string {
 		{OpDelete, syscall.ENOENT}:         "Bad rule (does a matching rule exist in that chain?)",
 		{OpCheck, syscall.ENOENT}:          "Bad rule (does a matching rule exist in that chain?)",
 		{OpPolicy, syscall.ENOENT}:         "Bad built-in chain name",
-		{OpPolicy, syscall.EINVAL}:         "Bad policy name",
+		{OpPolicy, syscall.EINVAL}:         "Bad policy name. Run `dmesg' for more information",
+		{OpZero, syscall.E2BIG}:            "Index of counter too big",
 	}[k{e.Op, e.Errno}]; ok {
 		return s
 	}

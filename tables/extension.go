@@ -1,6 +1,9 @@
 package tables
 
 import (
+	"fmt"
+	"syscall"
+
 	"sluice/hooks"
 	"sluice/packet"
 )
@@ -78,6 +81,7 @@ const (
 // package documentation for how one is written.
 type Match struct {
 	Name     string
+	Aliases  []string // other names -m knows it by
 	Families FamilyMask
 	Doc      string // manual text, one or more sentences
 	Options  []Option
@@ -96,7 +100,8 @@ type Match struct {
 	Save func(a *Args) string
 	// List prints what -L prints, leading space included.
 	List func(a *Args, numeric bool) string
-	// Check is the kernel's check at commit; an error is EINVAL with that detail.
+	// Check is the kernel's check at commit; its error is EINVAL, or the
+	// syscall.Errno that it wraps (see Refuse), with its text as detail.
 	Check   func(a *Args, at *Place) error
 	Compile func(a *Args, env *Env) (Pred, error)
 	Depends Depends
@@ -116,6 +121,7 @@ type PortRange struct {
 // Target is a target extension.
 type Target struct {
 	Name     string
+	ListName string // what -L shows in the target column, if not Name
 	Families FamilyMask
 	Doc      string
 	Options  []Option
@@ -142,6 +148,19 @@ type Place struct {
 	ProtoNot bool
 }
 
+// Refuse is an error for Check: an errno and a sentence for people.
+func Refuse(no syscall.Errno, format string, a ...any) error {
+	return &refusal{no, fmt.Sprintf(format, a...)}
+}
+
+type refusal struct {
+	no   syscall.Errno
+	text string
+}
+
+func (r *refusal) Error() string { return r.text }
+func (r *refusal) Unwrap() error { return r.no }
+
 // Has reports whether the rule is limited to one of protos.
 func (at *Place) Has(protos ...uint8) bool {
 	for _, x := range protos {
@@ -154,8 +173,9 @@ func (at *Place) Has(protos ...uint8) bool {
 
 // Option is one option of an extension.
 type Option struct {
-	Name    string   // as printed, without "--"
+	Name    string   // as messages have it, without "--"
 	Aliases []string // other names it is known by
+	SaveAs  string   // as iptables-save prints it; "": Name
 	Type    Type     // Flag for none
 	Doc     string   // help line
 	Arg     string   // help placeholder
@@ -168,7 +188,7 @@ type Option struct {
 
 	// Texts that differ from the usual ones, for the extensions that iptables
 	// words by hand. %s is the name the option was typed as.
-	OnceText, NotText string
+	OnceText, NotText, TwoText string
 }
 
 // Type reads and prints an option's argument.
@@ -190,6 +210,7 @@ type OptionContext struct {
 	Proto    uint8 // of -p so far; 0: none
 	ProtoNot bool
 	Args     *Args
+	Warn     func(line string) // what iptables writes to stderr and goes on; never nil
 }
 
 // Value is an option's argument. Which fields are in use is its Type's affair.
@@ -288,7 +309,11 @@ func (a *Args) appendOption(b []byte, o *Option, v *Value) []byte {
 		b = append(b, " !"...)
 	}
 	b = append(b, " --"...)
-	b = append(b, o.Name...)
+	if o.SaveAs != "" {
+		b = append(b, o.SaveAs...)
+	} else {
+		b = append(b, o.Name...)
+	}
 	if o.Type.Args() > 0 {
 		b = append(b, ' ')
 		b = append(b, o.Type.Format(v)...)
@@ -328,7 +353,9 @@ type Registry struct {
 func NewRegistry(ms []*Match, ts []*Target) *Registry {
 	r := &Registry{map[string][]*Match{}, map[string][]*Target{}}
 	for _, m := range ms {
-		r.matches[m.Name] = append(r.matches[m.Name], m)
+		for _, name := range append([]string{m.Name}, m.Aliases...) {
+			r.matches[name] = append(r.matches[name], m)
+		}
 	}
 	for _, t := range ts {
 		r.targets[t.Name] = append(r.targets[t.Name], t)
@@ -360,7 +387,7 @@ func (r *Registry) Target(fam uint8, name string) *Target {
 func (r *Registry) Matches(fam uint8) []*Match {
 	var out []*Match
 	for name := range r.matches {
-		if m := r.Match(fam, name); m != nil {
+		if m := r.Match(fam, name); m != nil && m.Name == name {
 			out = append(out, m)
 		}
 	}

@@ -67,6 +67,7 @@ type Table struct {
 	rs     *Ruleset
 	chains map[string]*Chain
 	refs   map[string]int // rules that jump to a user chain
+	depth  int            // deepest nesting of jumps, once compiled
 }
 
 // Chain is a list of rules.
@@ -137,18 +138,25 @@ func (t *Table) Chains() []*Chain {
 		out = append(out, c)
 	}
 	slices.SortFunc(out, func(a, b *Chain) int {
-		if a.Builtin != b.Builtin {
-			if a.Builtin {
-				return -1
-			}
-			return 1
+		switch {
+		case a == b:
+			return 0
+		case a.before(b):
+			return -1
 		}
-		if a.Builtin {
-			return cmp.Compare(a.Hook, b.Hook)
-		}
-		return cmp.Compare(a.Name, b.Name)
+		return 1
 	})
 	return out
+}
+
+func (c *Chain) before(o *Chain) bool {
+	if c.Builtin != o.Builtin {
+		return c.Builtin
+	}
+	if c.Builtin {
+		return c.Hook < o.Hook
+	}
+	return c.Name < o.Name
 }
 
 // References is how many rules jump or go to the user chain.

@@ -98,10 +98,7 @@ var fragmentOpts = []CommandOption{{"fragments", 'f', NoArg, 'f'}, {"fragment", 
 func NewParser(reg *Registry, fam uint8, args []string, command []CommandOption) *Parser {
 	ps := &Parser{Registry: reg, Family: fam, Args: args, Seen: map[byte]bool{}}
 	ps.rule.Family = fam
-	rule := ruleOpts
-	if fam == packet.IPv4 {
-		rule = append(rule[:len(rule):len(rule)], fragmentOpts...)
-	}
+	rule := append(ruleOpts[:len(ruleOpts):len(ruleOpts)], fragmentOpts...)
 	ps.command = append(command[:len(command):len(command)], rule...)
 	for i, o := range ps.command {
 		if o.Long != "" {
@@ -200,12 +197,7 @@ func (ps *Parser) short() (g Given, handled bool, err error) {
 	return g, false, Usagef("unknown option \"%s\"", ps.Args[ps.pos-1])
 }
 
-func (ps *Parser) ruleCount() int {
-	if ps.Family == packet.IPv4 {
-		return len(ruleOpts) + len(fragmentOpts)
-	}
-	return len(ruleOpts)
-}
+func (ps *Parser) ruleCount() int { return len(ruleOpts) + len(fragmentOpts) }
 
 func (ps *Parser) give(id int, name, arg string, has bool) Given {
 	g := Given{ID: id, Name: name, Arg: arg, HasArg: has, Invert: ps.invert}
@@ -348,8 +340,8 @@ func (ps *Parser) ruleOption(letter byte, arg string) error {
 		if n == 0 && not {
 			return Usagef("rule would never match protocol")
 		}
-		if ps.Family == packet.IPv6 && !not && isExtHeader(n) && ps.Warn != nil {
-			ps.Warn(fmt.Sprintf("Warning: never matched protocol: %s. use extension match instead.", ps.proto))
+		if ps.Family == packet.IPv6 && !not && isExtHeader(n) {
+			ps.warn(fmt.Sprintf("Warning: never matched protocol: %s. use extension match instead.", ps.proto))
 		}
 		r.Proto, r.ProtoNot = n, not
 	case 's':
@@ -371,6 +363,9 @@ func (ps *Parser) ruleOption(letter byte, arg string) error {
 			err = ps.iface(arg)
 		}
 	case 'f':
+		if ps.Family == packet.IPv6 {
+			return Usagef("`-f' is not supported in IPv6, use -m frag instead")
+		}
 		if err = ps.once('f', true); err == nil {
 			r.Fragment, r.FragmentNot = !not, not
 		}
@@ -445,12 +440,18 @@ func (ps *Parser) counters(arg string) error {
 	return nil
 }
 
+func (ps *Parser) warn(line string) {
+	if ps.Warn != nil {
+		ps.Warn(line)
+	}
+}
+
 func (ps *Parser) iface(name string) error {
 	if len(name) > 15 {
 		return Usagef("interface name `%s' must be shorter than IFNAMSIZ (15)", name)
 	}
-	if strings.ContainsAny(name, "/ ") && ps.Warn != nil {
-		ps.Warn(fmt.Sprintf("Warning: weird character in interface `%s' ('/' and ' ' are not allowed by the kernel).", name))
+	if strings.ContainsAny(name, "/ ") {
+		ps.warn(fmt.Sprintf("Warning: weird character in interface `%s' ('/' and ' ' are not allowed by the kernel).", name))
 	}
 	return nil
 }
@@ -470,19 +471,22 @@ func (ps *Parser) extOption(a *Args, i int, name, text string) error {
 		if o.NotText != "" {
 			return Usagef("%s", strings.ReplaceAll(o.NotText, "%s", name))
 		}
-		return Usagef("%s: option \"--%s\" cannot be inverted.\n", a.Ext, o.Name)
+		return Usagef("%s: option \"--%s\" cannot be inverted.\n", a.Ext, name)
 	}
 	val := Value{Set: true, Not: ps.invert}
 	words := []string{text}
 	for n := o.Type.Args(); len(words) < n; {
 		w, ok := ps.Peek()
 		if !ok || strings.HasPrefix(w, "-") || strings.HasPrefix(w, "!") {
+			if o.TwoText != "" {
+				return Usagef("%s", o.TwoText)
+			}
 			return Usagef("--%s requires two args.", name)
 		}
 		ps.pos++
 		words = append(words, w)
 	}
-	oc := &OptionContext{Ext: a.Ext, Name: o.Name, Family: a.Family, Proto: a.Proto, ProtoNot: a.ProtoNot, Args: a}
+	oc := &OptionContext{Ext: a.Ext, Name: name, Family: a.Family, Proto: a.Proto, ProtoNot: a.ProtoNot, Args: a, Warn: ps.warn}
 	if err := o.Type.Parse(oc, words, &val); err != nil {
 		return err
 	}

@@ -58,3 +58,44 @@ func (PortRangeType) Format(v *Value) string {
 	}
 	return strconv.FormatUint(v.Lo, 10) + ":" + strconv.FormatUint(v.Hi, 10)
 }
+
+// ServiceRange is PortRangeType as newer extensions read it: decimal numbers or
+// service names of any protocol; the ends need not be in order.
+var ServiceRange Type = serviceRange{}
+
+type serviceRange struct{}
+
+func (serviceRange) Args() int { return 1 }
+
+func (serviceRange) Parse(o *OptionContext, text []string, v *Value) error {
+	parts := strings.Split(text[0], ":")
+	if len(parts) > 2 {
+		return Usagef("%s: Too many components for option \"--%s\" (max: 2)\n", o.Ext, o.Name)
+	}
+	ends := [2]uint64{0, 65535}
+	for i, s := range parts {
+		s = strings.TrimLeft(s, " ")
+		if s == "" {
+			if len(parts) == 1 {
+				ends[0] = 0 // an empty word is port 0
+			}
+			continue
+		}
+		n, err := strconv.ParseUint(s, 10, 16)
+		if err != nil {
+			p, ok := ServicePort(s, "")
+			if !ok {
+				return Usagef("Port \"%s\" does not resolve to anything.\n", s)
+			}
+			n = uint64(p)
+		}
+		ends[i] = n
+	}
+	if len(parts) == 1 {
+		ends[1] = ends[0]
+	}
+	v.Lo, v.Hi = ends[0], ends[1]
+	return nil
+}
+
+func (serviceRange) Format(v *Value) string { return PortRangeType{}.Format(v) }

@@ -107,6 +107,9 @@ func Prefix(p netip.Prefix) Addr {
 func (r *Rule) TargetName() string {
 	switch {
 	case r.Target != nil:
+		if r.Target.Ext.ListName != "" {
+			return r.Target.Ext.ListName
+		}
 		return r.Target.Ext.Name
 	case r.Jump != "":
 		return r.Jump

@@ -267,3 +267,154 @@ func FormatAddr(fam uint8, a [16]byte) string {
 	}
 	return ntop6(a)
 }
+
+// HostMask is an address with an optional prefix length or mask in Value.A and
+// B; Lo is the family, Hi the prefix length. The address keeps its host bits.
+var HostMask Type = hostMask{}
+
+type hostMask struct{}
+
+func (hostMask) Args() int { return 1 }
+
+func (hostMask) Parse(o *OptionContext, text []string, v *Value) error {
+	host, mask, has := strings.Cut(text[0], "/")
+	a, ok := parseHost(o.Family, host)
+	if !ok {
+		return Usagef("getaddrinfo: Name or service not known\n")
+	}
+	width := uint64(32)
+	if o.Family == packet.IPv6 {
+		width = 128
+	}
+	v.A, v.Lo, v.Hi = a, uint64(o.Family), width
+	if has {
+		n, rest, ok := Strtoul(mask, 0, width)
+		if !ok || rest != "" {
+			m, ok := parseHost(o.Family, mask)
+			if !ok {
+				return Usagef("%s: bad value for option \"--%s\", neither a valid network mask nor valid CIDR (0-%d).\n", o.Ext, o.Name, width)
+			}
+			bits, contiguous := MaskBits(m)
+			if n = uint64(bits); !contiguous {
+				n = width // a mask with holes counts as all ones there
+			}
+		}
+		v.Hi = n
+	}
+	v.B = bitMask(int(v.Hi))
+	return nil
+}
+
+func (hostMask) Format(v *Value) string {
+	s := FormatAddr(uint8(v.Lo), v.A)
+	if v.Lo == uint64(packet.IPv4) && v.Hi == 32 || v.Hi == 128 {
+		return s
+	}
+	return fmt.Sprintf("%s/%d", s, v.Hi)
+}
+
+// parseHost reads an address as getaddrinfo does: in IPv4, the last of fewer
+// than four numbers fills the remaining bytes.
+func parseHost(fam uint8, s string) (out [16]byte, ok bool) {
+	if fam == packet.IPv6 {
+		return ParseAddr(fam, s)
+	}
+	parts := strings.Split(s, ".")
+	if len(parts) > 4 {
+		return out, false
+	}
+	for i, p := range parts {
+		limit := uint64(255)
+		last := i == len(parts)-1
+		if last {
+			limit = 1<<(8*(4-i)) - 1
+		}
+		n, rest, ok := Strtoul(p, 0, limit)
+		if !ok || rest != "" || p[0] < '0' || p[0] > '9' {
+			return out, false
+		}
+		if !last {
+			out[i] = byte(n)
+			continue
+		}
+		for j := 3; j >= i; j-- {
+			out[j] = byte(n)
+			n >>= 8
+		}
+	}
+	return out, true
+}
+
+// OneOf is a word of a list, compared without regard to case; Value.Lo is its
+// index. Bad is the text for another word (%s).
+type OneOf struct {
+	Words []string
+	Bad   string
+}
+
+func (OneOf) Args() int { return 1 }
+
+func (t OneOf) Parse(_ *OptionContext, text []string, v *Value) error {
+	for i, w := range t.Words {
+		if strings.EqualFold(w, text[0]) {
+			v.Lo = uint64(i)
+			return nil
+		}
+	}
+	return Usagef("%s", strings.ReplaceAll(t.Bad, "%s", text[0]))
+}
+
+func (t OneOf) Format(v *Value) string { return t.Words[v.Lo] }
+
+// StateList is a list of words, each of which may be cut short, as bits in
+// Value.Lo. Words are in the order in which they are printed, Bits beside them;
+// What names the thing in errors.
+type StateList struct {
+	What  string
+	Words []string
+	Bits  []uint64
+	Try   []int  // order in which words are tried; nil: as they are
+	Empty string // text for a list that ends with a comma; "": the usual one
+}
+
+func (StateList) Args() int { return 1 }
+
+func (t StateList) Parse(_ *OptionContext, text []string, v *Value) error {
+	for rest := text[0]; ; {
+		w, more, comma := strings.Cut(rest, ",")
+		if !comma && w == "" && t.Empty != "" {
+			return Usagef("%s", t.Empty)
+		}
+		bit, ok := t.find(w)
+		if !ok {
+			return Usagef("Bad %s \"%s\"", t.What, rest)
+		}
+		v.Lo |= bit
+		if !comma {
+			return nil
+		}
+		rest = more
+	}
+}
+
+func (t StateList) find(w string) (uint64, bool) {
+	for i := range t.Words {
+		if t.Try != nil {
+			i = t.Try[i]
+		}
+		if s := t.Words[i]; w != "" && len(w) <= len(s) && strings.EqualFold(w, s[:len(w)]) {
+			return t.Bits[i], true
+		}
+	}
+	return 0, false
+}
+
+func (t StateList) Format(v *Value) string {
+	var out []string
+	for i, w := range t.Words {
+		if b := t.Bits[i]; b != 0 && v.Lo&b == b || b == 0 && v.Lo == 0 {
+			out = append(out, w)
+		}
+	}
+	return strings.Join(out, ",")
+}

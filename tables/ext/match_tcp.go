@@ -19,55 +19,6 @@ func portOptions(proto string) []tables.Option {
 	}
 }
 
-// savePorts prints the port options; a range of all ports says nothing.
-func savePorts(a *tables.Args) string {
-	var s string
-	for _, name := range []string{"sport", "dport"} {
-		v := a.Get(name)
-		if !v.Set || v.Lo == 0 && v.Hi == 65535 && !v.Not {
-			continue
-		}
-		if v.Not {
-			s += " !"
-		}
-		s += " --" + name + " " + tables.PortRangeType{}.Format(v)
-	}
-	return s
-}
-
-// listPorts prints " spt:80", " dpts:!1:5".
-func listPorts(a *tables.Args, numeric bool, proto string) string {
-	var s string
-	port := func(n uint64) string {
-		if !numeric {
-			if name := tables.ServiceName(uint16(n), proto); name != "" {
-				return name
-			}
-		}
-		return strconv.FormatUint(n, 10)
-	}
-	for _, o := range [][2]string{{"sport", "spt"}, {"dport", "dpt"}} {
-		v := a.Get(o[0])
-		if !v.Set || v.Lo == 0 && v.Hi == 65535 && !v.Not {
-			continue
-		}
-		not := ""
-		if v.Not {
-			not = "!"
-		}
-		if v.Lo == v.Hi {
-			s += " " + o[1] + ":" + not + port(v.Lo)
-		} else {
-			s += " " + o[1] + "s:" + not + port(v.Lo) + ":" + port(v.Hi)
-		}
-	}
-	return s
-}
-
-func portRange(v *tables.Value) tables.PortRange {
-	return tables.PortRange{Min: uint16(v.Lo), Max: uint16(v.Hi), Set: v.Set, Not: v.Not}
-}
-
 var tcpFlagNames = []struct {
 	name string
 	bit  uint64
@@ -154,10 +105,10 @@ var matchTCP = &tables.Match{
 			a.Clear("syn")
 			a.Set("tcp-flags", tables.Value{Not: not, Lo: 2, Hi: 0x17})
 		}
-		return nil
+		return needProto("TCP", "tcp", packet.ProtoTCP)(a)
 	},
 	Save: func(a *tables.Args) string {
-		s := savePorts(a)
+		s := savePorts(a, "sport", "dport", false)
 		if v := a.Get("tcp-option"); v.Set {
 			if v.Not {
 				s += " !"
@@ -173,7 +124,7 @@ var matchTCP = &tables.Match{
 		return s
 	},
 	List: func(a *tables.Args, numeric bool) string {
-		s := " tcp" + listPorts(a, numeric, "tcp")
+		s := " tcp" + listPorts(a, numeric, "tcp", "sport", "dport")
 		if v := a.Get("tcp-option"); v.Set {
 			s += " option=" + bang(v) + tcpOption{}.Format(v)
 		}
@@ -205,7 +156,11 @@ var matchTCP = &tables.Match{
 			if flags.Set && (p.TCPFlags()&mask == comp) == flags.Not {
 				return false
 			}
-			return !option.Set || hasTCPOption(c, p, uint8(option.Lo)) != option.Not && !c.Hotdrop
+			if !option.Set {
+				return true
+			}
+			has := hasTCPOption(c, p, uint8(option.Lo))
+			return has != option.Not && !c.Hotdrop
 		}, nil
 	},
 }
@@ -232,12 +187,4 @@ func hasTCPOption(c *tables.Context, p *packet.Packet, kind uint8) bool {
 		o = o[step:]
 	}
 	return false
-}
-
-// bang is "!" for an inverted option.
-func bang(v *tables.Value) string {
-	if v.Not {
-		return "!"
-	}
-	return ""
 }
