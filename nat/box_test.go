@@ -20,6 +20,7 @@ type box struct {
 	w       *conntrack.Worker
 	c, s    *packet.Iface
 	rules   [5]func(*packet.Packet) bool // the nat table, by hook
+	raw     func(*packet.Packet)         // the raw table
 	dropped packet.Reason
 	p       *packet.Packet
 }
@@ -75,6 +76,9 @@ func (b *box) pass(in *packet.Iface, frame []byte) []byte {
 	if p.Reason = p.Parse(); p.Reason != 0 {
 		b.dropped = p.Reason
 		return nil
+	}
+	if b.raw != nil {
+		b.raw(p)
 	}
 	ok := b.w.Track(p, hookPrerouting) && b.hook(p, hookPrerouting)
 	if ok {

@@ -108,6 +108,18 @@ func (k *kernel) rules(v4, v6 []string) {
 	}
 }
 
+// raw replaces the raw table of both families.
+func (k *kernel) raw(lines ...string) {
+	k.t.Helper()
+	for _, cmd := range []string{"iptables-legacy-restore", "ip6tables-legacy-restore"} {
+		c := exec.Command(cmd)
+		c.Stdin = strings.NewReader("*raw\n" + strings.Join(lines, "\n") + "\nCOMMIT\n")
+		if out, err := c.CombinedOutput(); err != nil {
+			k.t.Fatalf("%s: %v\n%s", cmd, err, out)
+		}
+	}
+}
+
 // send puts a packet in at dev.
 func (k *kernel) send(dev string, b []byte) {
 	k.t.Helper()
