@@ -95,14 +95,12 @@ func (l *lab) route(b []byte, g packet.GSO) {
 			return // neighbour discovery is not for other links; nothing here says so on its own
 		}
 	}
-	big := p.SegmentLen() > l.mtu
-	if p.Family == packet.IPv4 {
-		if big && p.Is(packet.DontFragment) && (p.FragMax == 0 || int(p.FragMax) > l.mtu) {
+	if p.ExceedsMTU(l.mtu) {
+		if p.Family == packet.IPv4 {
 			l.error(packet.ICMPDestUnreach, packet.ICMPFragNeeded, uint32(l.mtu))
-			return
+		} else {
+			l.error(packet.ICMPv6PacketTooBig, 0, uint32(l.mtu))
 		}
-	} else if big && p.FragMax == 0 || int(p.FragMax) > l.mtu {
-		l.error(packet.ICMPv6PacketTooBig, 0, uint32(l.mtu))
 		return
 	}
 	p.SetTTL(p.TTL() - 1)
@@ -111,7 +109,7 @@ func (l *lab) route(b []byte, g packet.GSO) {
 	}
 	emit := func(s *packet.Packet) { l.out = append(l.out, bytes.Clone(s.Bytes())) }
 	packet.Segments(p, func(s *packet.Packet) {
-		if s.Len() > l.mtu || s.Family == packet.IPv4 && s.FragMax != 0 || s.FragMax != 0 && s.Len() > int(s.FragMax) {
+		if s.NeedsFragmenting(l.mtu) {
 			packet.FragmentTo(s, l.mtu, emit)
 		} else {
 			emit(s)

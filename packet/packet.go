@@ -136,7 +136,8 @@ type Packet struct {
 	FragMax uint16 // reassembled: largest fragment's length, bytes
 	FragID  uint32 // IPv4: the identification of any packet
 	GSO     GSO
-	errAt   uint16 // where a parameter problem points
+	Pieces  []uint16 // reassembled: the fragments' payloads, bytes, in order; never written to
+	errAt   uint16   // where a parameter problem points
 
 	// State that travels with the packet.
 	In, Out  *Iface // nil: none (as rules see it)

@@ -168,6 +168,7 @@ func (p *Packet) Resize(at, old, new int) bool {
 		}
 	}
 	p.Flags &^= L4ChecksumOK
+	p.Pieces = nil
 	p.ParseL4()
 	return true
 }

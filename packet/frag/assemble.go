@@ -2,6 +2,7 @@ package frag
 
 import (
 	"encoding/binary"
+	"slices"
 
 	"sluice/packet"
 )
@@ -90,6 +91,10 @@ func (f *fragment) headersCut(b []byte) bool {
 	return int(f.p.L4)+need > len(b)
 }
 
+// passOn is check's word for a fragment that is let through as it is, so that
+// the host it goes to may answer it (RFC 8200 4.5: parameter problem).
+const passOn = ^packet.Reason(0)
+
 // check holds the fragment against where the datagram ends, and moves that end.
 // kill: the whole datagram is to be given up.
 func (q *queue) check(f *fragment) (reason packet.Reason, kill bool) {
@@ -100,7 +105,7 @@ func (q *queue) check(f *fragment) (reason packet.Reason, kill bool) {
 	if f.more {
 		if f.end&7 != 0 {
 			if !v4 {
-				return DropLength, true
+				return passOn, true
 			}
 			f.end &^= 7
 		}
@@ -152,8 +157,11 @@ func (q *queue) assemble(p *packet.Packet) packet.Reason {
 	p.Off, p.End = packet.Headroom, packet.Headroom+n
 	b := p.Bytes()
 	copy(b, head)
-	for _, x := range q.pieces {
+	slices.SortFunc(q.pieces, func(x, y piece) int { return x.off - y.off })
+	p.Pieces = make([]uint16, len(q.pieces))
+	for i, x := range q.pieces {
 		copy(b[len(head)+x.off:], x.data)
+		p.Pieces[i] = uint16(len(x.data))
 	}
 	p.Flags &^= packet.L4ChecksumOK
 	p.GSO = packet.GSO{}

@@ -195,6 +195,9 @@ func (r *Reassembler) Add(p *packet.Packet, user uint32) (Verdict, packet.Reason
 		r.remove(q)
 		r.stats.Fails++
 	}
+	if reason == passOn {
+		return Pass, 0
+	}
 	if reason != 0 {
 		return Dropped, reason
 	}
