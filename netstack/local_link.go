@@ -235,17 +235,23 @@ func (l *Local) send(o *Outgoing) {
 		off = int(head[0]&0xf) * 4
 	}
 	// Few packets need a look behind the network header, and those are short.
-	if o.Len <= 1600 && (proto == packet.ProtoTCP || proto == packet.ProtoICMP || proto == packet.ProtoICMPv6) {
-		syn := len(head) > off+13 && head[off+13]&uint8(header.TCPFlagSyn) != 0
-		if proto != packet.ProtoTCP || syn || len(head) <= off+13 {
-			b := make([]byte, o.Len)
-			o.CopyTo(b)
-			if !l.finish(b, proto, off) {
-				return
-			}
-			o.views = [][]byte{b}
-			head = b
+	// Where the transport header is not in the first view, look as well.
+	odd := len(head) <= off+header.TCPFlagsOffset
+	switch {
+	case odd:
+	case proto == packet.ProtoTCP:
+		noDF := head[0]>>4 == 4 && head[6]&0x40 == 0
+		odd = noDF || head[off+header.TCPFlagsOffset]&uint8(header.TCPFlagSyn) != 0
+	default:
+		odd = proto == packet.ProtoICMP || proto == packet.ProtoICMPv6
+	}
+	if odd && o.GSO.Type == packet.GSONone {
+		b := make([]byte, o.Len)
+		o.CopyTo(b)
+		if !l.finish(b, proto, off) {
+			return
 		}
+		o.views, head = [][]byte{b}, b
 	}
 	o.Hash = flowHash(head, proto, off)
 	if l.opt.Output == nil || !l.opt.Output.Output(o) {
@@ -267,6 +273,10 @@ func (l *Local) finish(b []byte, proto uint8, off int) bool {
 	}
 	switch {
 	case proto == packet.ProtoTCP:
+		if v4 && b[6]&0x40 == 0 { // Linux sends all of TCP with DF, a RST for a closed port too
+			binary.BigEndian.PutUint32(b[4:], 0x4000)
+			fixIPv4(b, off)
+		}
 		if len(t) >= header.TCPMinimumSize && t[header.TCPFlagsOffset]&uint8(header.TCPFlagSyn) != 0 {
 			l.clampMSS(t, dst)
 		}

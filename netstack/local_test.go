@@ -321,6 +321,9 @@ func TestClosedPorts(t *testing.T) {
 		if q.Proto != packet.ProtoTCP || q.TCPFlags() != packet.TCPRst|packet.TCPAckFlag || q.TCPAck() != 10 || q.TCPSeq() != 0 {
 			t.Errorf("SYN to a closed port: proto %d flags %x seq %d ack %d", q.Proto, q.TCPFlags(), q.TCPSeq(), q.TCPAck())
 		}
+		if v4 && (!q.Is(packet.DontFragment) || q.ID() != 0) {
+			t.Errorf("RST: DF %v, ID %d; Linux: DF, 0", q.Is(packet.DontFragment), q.ID())
+		}
 		if q.SrcAddr().String() != c.dst || q.SrcPort() != 81 || q.DstPort() != 4000 || q.Is(packet.HasOwner) || q.TTL() != 64 {
 			t.Errorf("RST from %s:%d, flags %x, TTL %d", q.SrcAddr(), q.SrcPort(), q.Flags, q.TTL())
 		}
