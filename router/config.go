@@ -6,6 +6,13 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"sluice/conntrack"
+	"sluice/internal/sysctl"
+	"sluice/nat"
+	"sluice/netstack"
+	"sluice/packet"
+	"sluice/packet/frag"
 )
 
 // Config is a whole configuration, parsed and checked: what internal/config
@@ -315,4 +322,32 @@ func (c *Config) Interface(name string) *InterfaceConfig {
 		}
 	}
 	return nil
+}
+
+// Tunables is the registry that a router with these interfaces has, at its
+// defaults: for checking names and values without a router.
+func Tunables(interfaces []InterfaceConfig) *sysctl.Set {
+	s := sysctl.NewSet()
+	fib := netstack.NewFIB(s)
+	nat.New(conntrack.New(s, conntrack.Options{}), s)
+	frag.New(s)
+	newICMPLimiter(s)
+	newKnobs(s)
+	for i := range interfaces {
+		// a bad or doubled name is refused here, and its own check reports it
+		_ = fib.Update(func(tx *netstack.Tx) error {
+			return tx.AddIface(packet.NewIface(i+2, interfaces[i].Name, interfaces[i].MTU))
+		})
+	}
+	return s
+}
+
+// newKnobs registers and finds the tunables that the router's own code reads.
+func newKnobs(s *sysctl.Set) knobs {
+	return knobs{
+		errorsUseInbound: s.New("net.ipv4.icmp_errors_use_inbound_ifaddr", 0, 0, 1),
+		conntrackMax:     s.Lookup("net.netfilter.nf_conntrack_max"),
+		ttl4:             s.New("net.ipv4.ip_default_ttl", 64, 1, 255),
+		ttl6:             s.Lookup("net.ipv6.conf.all.hop_limit"),
+	}
 }

@@ -1,0 +1,164 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+
+	"sluice/internal/control"
+	"sluice/internal/iptables"
+	"sluice/packet"
+	"sluice/tables"
+)
+
+// tool is a program whose command line sluice takes.
+type tool struct {
+	name string
+	// failed is the exit status when there is no router to ask.
+	failed int
+}
+
+// tools are the names that sluice answers to.
+var tools = []tool{
+	{"iptables", 3}, {"ip6tables", 3}, // as when the real one cannot initialize a table
+	{"iptables-save", 1}, {"ip6tables-save", 1},
+	{"iptables-restore", 1}, {"ip6tables-restore", 1},
+	{"conntrack", 1},
+}
+
+func names() []string {
+	out := make([]string, len(tools))
+	for i, t := range tools {
+		out[i] = t.name
+	}
+	return out
+}
+
+func toolNamed(name string) (tool, bool) {
+	for _, t := range tools {
+		if t.name == name {
+			return t, true
+		}
+	}
+	return tool{}, false
+}
+
+// borrowedCall is a call of one of the tools.
+type borrowedCall struct {
+	tool
+	target
+	argv []string // argv[0] is the tool's name
+}
+
+// borrowed recognizes such a call: by the name the program was started under,
+// or by the first argument, which --socket and --name may precede. From the
+// name on every argument is the tool's own.
+func borrowed(argv []string) (*borrowedCall, bool) {
+	if t, ok := toolNamed(programName(argv)); ok {
+		return &borrowedCall{tool: t, argv: append([]string{t.name}, argv[1:]...)}, true
+	}
+	var to target
+	for i := 1; i < len(argv); i++ {
+		if t, ok := toolNamed(argv[i]); ok {
+			return &borrowedCall{tool: t, target: to, argv: argv[i:]}, true
+		}
+		flag, value, eq := strings.Cut(argv[i], "=")
+		var dst *string
+		switch flag {
+		case "--socket":
+			dst = &to.socket
+		case "--name":
+			dst = &to.name
+		default:
+			return nil, false
+		}
+		if !eq {
+			if i++; i == len(argv) {
+				return nil, false
+			}
+			value = argv[i]
+		}
+		*dst = value
+	}
+	return nil, false
+}
+
+func (b *borrowedCall) run(ctx context.Context, stdin io.Reader, stdout, stderr io.Writer) int {
+	path, err := control.Find(b.socket, b.target.name)
+	if err != nil {
+		if b.speaksAlone() {
+			return b.alone(stdin, stdout, stderr)
+		}
+		fmt.Fprintf(stderr, "%s: %v\n", b.tool.name, err)
+		return b.failed
+	}
+	files := iptables.ClientArgs(b.argv)
+	if files.Input != "" {
+		f, err := os.Open(files.Input)
+		if err != nil {
+			fmt.Fprint(stderr, files.OpenError(err))
+			return exitFailed
+		}
+		defer f.Close()
+		stdin = f
+	}
+	if files.Output != "" {
+		f, err := os.Create(files.Output)
+		if err != nil {
+			fmt.Fprint(stderr, files.OpenError(err))
+			return exitFailed
+		}
+		defer f.Close()
+		stdout = f
+	}
+	status, err := control.Call(ctx, path, files.Args, stdin, stdout, stderr)
+	if err != nil {
+		fmt.Fprintf(stderr, "%s: %v\n", b.tool.name, err)
+		return b.failed
+	}
+	return status
+}
+
+// speaksAlone: what is asked for takes no router.
+func (b *borrowedCall) speaksAlone() bool {
+	for _, a := range b.argv[1:] {
+		switch a {
+		case "-V", "--version", "-h", "--help":
+			return slices.Contains(iptables.Programs, b.tool.name)
+		}
+	}
+	return false
+}
+
+// alone runs the tool on empty tables that no packet meets.
+func (b *borrowedCall) alone(stdin io.Reader, stdout, stderr io.Writer) int {
+	engines := iptables.New(tables.NewEngine(packet.IPv4, &tables.Env{}), tables.NewEngine(packet.IPv6, &tables.Env{}))
+	return iptables.Run(engines, b.argv, stdin, stdout, stderr)
+}
+
+// call finds the router and runs argv on it.
+func (t *target) call(ctx context.Context, argv []string, stdin io.Reader, stdout, stderr io.Writer) (int, error) {
+	path, err := control.Find(t.socket, t.name)
+	if err != nil {
+		return 0, err
+	}
+	return control.Call(ctx, path, argv, stdin, stdout, stderr)
+}
+
+// ask is call for sluice's own commands.
+func (a *app) ask(ctx context.Context, argv ...string) error {
+	status, err := a.call(ctx, argv, nil, a.stdout, a.stderr)
+	switch {
+	case errors.Is(err, os.ErrPermission):
+		return fmt.Errorf("%w (is it another user's?)", err)
+	case err != nil:
+		return err
+	case status != 0:
+		return exitStatus(status)
+	}
+	return nil
+}

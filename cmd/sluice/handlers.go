@@ -1,0 +1,54 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"sluice/internal/control"
+	"sluice/internal/iptables"
+	"sluice/packet"
+)
+
+// handlers registers what the control socket can do.
+func (d *daemon) handlers(s *control.Server) {
+	engines := iptables.New(d.router.Engine(packet.IPv4), d.router.Engine(packet.IPv6))
+	for _, name := range iptables.Programs {
+		s.Handle(name, control.Buffered(func(_ context.Context, argv []string, stdin io.Reader, stdout, stderr io.Writer) int {
+			return iptables.Run(engines, argv, stdin, stdout, stderr)
+		}))
+	}
+	s.Handle("status", func(_ context.Context, argv []string, _ io.Reader, stdout, stderr io.Writer) int {
+		status := d.router.Status()
+		if len(argv) > 1 && argv[1] == "--json" {
+			return told(stderr, writeJSON(stdout, status))
+		}
+		return told(stderr, printStatus(stdout, status))
+	})
+	s.Handle("reload", func(_ context.Context, _ []string, _ io.Reader, _, stderr io.Writer) int {
+		if !d.reload(stderr) {
+			return exitFailed
+		}
+		return 0
+	})
+	s.Handle("sysctl", func(_ context.Context, argv []string, _ io.Reader, stdout, stderr io.Writer) int {
+		return runSysctl(d.router.Sysctl(), argv, stdout, stderr)
+	})
+	started := time.Now()
+	s.Handle("info", func(_ context.Context, _ []string, _ io.Reader, stdout, stderr io.Writer) int {
+		return told(stderr, writeJSON(stdout, info{
+			Name: d.name, PID: os.Getpid(), Version: version, Started: started, Config: d.file, Socket: d.socket,
+		}))
+	})
+}
+
+// told is the exit status for err, after saying it.
+func told(stderr io.Writer, err error) int {
+	if err != nil {
+		fmt.Fprintf(stderr, "sluice: %v\n", err)
+		return exitFailed
+	}
+	return 0
+}

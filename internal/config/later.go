@@ -1,0 +1,53 @@
+package config
+
+import (
+	"strings"
+)
+
+// elsewhere has the keys that a reader of other routers' configurations, or of
+// plans for this one, may try here, and what to write instead. An element of a
+// list is "*".
+var elsewhere = map[string]string{
+	"control.http":        `sluice has no page of its own; a [[service]] of type "http" on a router address shows the status`,
+	"control.token_file":  `there is no page that it could guard; leave it out`,
+	"control.tls_cert":    `there is no page that it could guard; leave it out`,
+	"control.tls_key":     `there is no page that it could guard; leave it out`,
+	"set":                 `sluice has no sets; write the addresses as rules, a user-defined chain can hold them`,
+	"dns":                 `sluice has no resolver; run one behind it, and let rules say who may reach it`,
+	"publish":             `sluice opens no host ports; give the TUN device a [interface.host] end and use a DNAT rule in nat PREROUTING`,
+	"proxy":               `sluice has no proxies; route the programs' traffic to a TUN device`,
+	"iptables.policy":     `policies belong to a table: [iptables.filter] policy = { … }`,
+	"iptables.rules":      `rules belong to a table: [iptables.filter] rules = [ … ]`,
+	"ip6tables.policy":    `policies belong to a table: [ip6tables.filter] policy = { … }`,
+	"ip6tables.rules":     `rules belong to a table: [ip6tables.filter] rules = [ … ]`,
+	"interfaces":          `write [[interface]], once for each`,
+	"routes":              `write [[route]], once for each`,
+	"rules":               `policy routing is [[rule]], once for each; packet rules go into [iptables.TABLE]`,
+	"services":            `write [[service]], once for each`,
+	"interface.*.address": `write addresses = ["…"]`,
+	"interface.*.netns":   `the kernel's end has the namespace: write it under [interface.host]`,
+	"interface.*.routes":  `routes of the kernel's end go under [interface.host], the router's own are [[route]]`,
+	"interface.*.gateway": `write a [[route]] with to = "default" and via = the gateway`,
+}
+
+// notHere is what to do instead of the key n; "" if the key is simply unknown.
+func notHere(n node) string {
+	parts := strings.Split(n.path, "\x1f")
+	for i, p := range parts {
+		if p != "" && p[0] >= '0' && p[0] <= '9' {
+			parts[i] = "*"
+		}
+	}
+	return elsewhere[strings.Join(parts, ".")]
+}
+
+// typeNotHere says the same of an interface's type.
+func typeNotHere(typ string) string {
+	switch typ {
+	case "uplink":
+		return `; to reach the host's network give a TUN device an [interface.host] end and let the host forward`
+	case "packet":
+		return `; put a TUN device with an [interface.host] end beside the existing device`
+	}
+	return ""
+}
