@@ -86,6 +86,8 @@ func (b *box) pass(in *packet.Iface, frame []byte) []byte {
 		switch {
 		case local(dst):
 			ok = b.hook(p, hookInput)
+		case p.TTL() <= 1:
+			return b.expired(p)
 		default:
 			p.SetTTL(p.TTL() - 1)
 			p.Out = b.s
@@ -108,6 +110,29 @@ func (b *box) pass(in *packet.Iface, frame []byte) []byte {
 	}
 	b.w.Release(p)
 	return out
+}
+
+// expired gives the time exceeded message about p, as it leaves.
+func (b *box) expired(p *packet.Packet) []byte {
+	e := packet.New()
+	typ, src := uint8(packet.ICMPTimeExceeded), ip("10.0.1.1")
+	if p.Family == packet.IPv6 {
+		typ, src = packet.ICMPv6TimeExceeded, ip("fd00:1::1")
+	}
+	if !packet.BuildICMPError(e, p, typ, 0, 0, src) {
+		return nil
+	}
+	b.w.Attach(e, p)
+	e.Out = b.c
+	p.Out = b.c // where run looks
+	ok := b.hook(e, hookOutput) && b.hook(e, hookPostrouting) && b.w.Help(e) && b.w.Confirm(e)
+	b.dropped = e.Reason
+	b.w.Release(p)
+	b.w.Release(e)
+	if !ok {
+		return nil
+	}
+	return bytes.Clone(e.Bytes())
 }
 
 // send passes a packet that the router itself makes.

@@ -74,6 +74,7 @@ type arrangement struct {
 	rules  func(b *box)
 	steps  []step
 	random bool // ports are drawn: only the shape can be compared
+	made   bool // the router's own packets: their ID or flow label is drawn
 }
 
 func (b *box) iface(name string) *packet.Iface {
@@ -231,6 +232,13 @@ func arrangements() []arrangement {
 				}
 			},
 			steps: conversation(v.client, v.far, v.hop)})
+		// The router's own errors about translated packets.
+		var dying []step
+		for i, proto := range []uint8{packet.ProtoUDP, packet.ProtoTCP} {
+			f := flowSpec{src: v.client, dst: v.far, proto: proto, sport: uint16(4000 + i), dport: 80, flags: syn, ttl: 1, payload: []byte("short-lived")}
+			dying = append(dying, step{"c0", say(f.build()), "c0"})
+		}
+		add(arrangement{name: "expired ports " + v.fam, v4: r4, v6: r6, rules: all[len(all)-1].rules, steps: dying, made: true})
 		net := "192.0.2.0/24"
 		r := ranged("192.0.2.0", "192.0.2.255", 0, 0, Netmap)
 		if v.fam == "v6" {
@@ -395,6 +403,9 @@ func TestAsLinux(t *testing.T) {
 				continue
 			}
 			same := bytes.Equal(want[i], got[i])
+			if a.made {
+				same = bytes.Equal(withoutID(want[i]), withoutID(got[i]))
+			}
 			if a.random {
 				same = shape(want[i]) == shape(got[i])
 			}
@@ -403,6 +414,18 @@ func TestAsLinux(t *testing.T) {
 			}
 		}
 	}
+}
+
+// withoutID takes the identification or the flow label out.
+func withoutID(b []byte) []byte {
+	b = bytes.Clone(b)
+	if b[0]>>4 == 4 {
+		copy(b[4:6], "\x00\x00")
+		seal(b[:20:20], false)
+	} else {
+		b[1], b[2], b[3] = b[1]&0xf0, 0, 0
+	}
+	return b
 }
 
 // shape is a packet with its source port, or identifier, replaced by its class.
@@ -449,6 +472,10 @@ func TestArrangements(t *testing.T) {
 					}
 				} else {
 					verify(t, got)
+					if a.made {
+						sent, seen = append(sent, in), append(seen, got)
+						continue
+					}
 					checkBack(t, i, in, got, sent, seen)
 				}
 				sent, seen = append(sent, in), append(seen, got)

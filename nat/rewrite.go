@@ -1,6 +1,8 @@
 package nat
 
 import (
+	"encoding/binary"
+
 	"sluice/conntrack"
 	"sluice/packet"
 )
@@ -27,6 +29,10 @@ func (n *NAT) rewrite(p *packet.Packet, e *conntrack.Entry, m Manip) bool {
 	// p is to look like the inverse of what the other direction looks like.
 	want := e.Tuple(dir.Other())
 	proto := want.Proto
+	if (proto == packet.ProtoTCP || proto == packet.ProtoUDP) && p.Is(packet.HasPorts) && !p.Is(packet.Fragment) {
+		rewritePorts(p, want, m)
+		return true
+	}
 	if m == Src {
 		p.SetSrc(want.Dst)
 	} else {
@@ -51,6 +57,49 @@ func (n *NAT) rewrite(p *packet.Packet, e *conntrack.Entry, m Manip) bool {
 		}
 	}
 	return true
+}
+
+// rewritePorts does for TCP and UDP what the packet's setters would do one by
+// one: one sum of all changes goes to the transport checksum. A partial checksum
+// covers the addresses alone, and not inverted.
+func rewritePorts(p *packet.Packet, want *conntrack.Tuple, m Manip) {
+	be := binary.BigEndian
+	b, l4 := p.Bytes(), p.Transport()
+	addr, port, at := &want.Dst, want.DstPort, 0
+	if m == Dst {
+		addr, port, at = &want.Src, want.SrcPort, 1
+	}
+	var d uint16
+	if p.Family == packet.IPv4 {
+		field := b[12+4*at : 16+4*at]
+		v := be.Uint32(addr[:])
+		d = packet.Delta32(be.Uint32(field), v)
+		be.PutUint32(field, v)
+		be.PutUint16(b[10:], packet.ApplyDelta(be.Uint16(b[10:]), d))
+	} else {
+		field := b[8+16*at : 24+16*at]
+		d = packet.Delta(field, addr[:])
+		copy(field, addr[:])
+	}
+	old := be.Uint16(l4[2*at:])
+	be.PutUint16(l4[2*at:], port)
+	check := l4[6:8]
+	if want.Proto == packet.ProtoTCP {
+		check = l4[16:18]
+	}
+	sum := be.Uint16(check)
+	if p.GSO.NeedsCsum && p.GSO.CsumStart == p.L4 {
+		be.PutUint16(check, packet.AddSum(sum, d))
+		return
+	}
+	if sum == 0 && want.Proto == packet.ProtoUDP {
+		return // the sender made none
+	}
+	sum = packet.ApplyDelta(sum, packet.AddSum(d, packet.Delta16(old, port)))
+	if sum == 0 && want.Proto == packet.ProtoUDP {
+		sum = 0xffff
+	}
+	be.PutUint16(check, sum)
 }
 
 // setICMPID changes the identifier of a query or its answer; other messages have none.
