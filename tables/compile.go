@@ -267,7 +267,9 @@ func (e *Engine) compileChain(t *Table, c *Chain) error {
 		}
 		fresh := r.state == nil || !r.state.compiled
 		if err := e.compileRule(r); err != nil {
-			return fail(syscall.EINVAL, r.TargetName(), err.Error())
+			no := syscall.EINVAL
+			errors.As(err, &no)
+			return fail(no, r.TargetName(), err.Error())
 		}
 		if fresh {
 			r.state.id = e.counters.alloc()

@@ -28,6 +28,8 @@ type Context struct {
 	Output func(p *packet.Packet)
 	// Alloc is a free packet from the worker's pool, Reset; nil when there is none.
 	Alloc func() *packet.Packet
+	// Free takes back what Alloc gave and Output did not get; may be nil.
+	Free func(p *packet.Packet)
 	// ICMPError answers p with an ICMP or ICMPv6 error: source address, rate limits
 	// and the relation to p's connection are the router's affair. nil: none are sent.
 	ICMPError func(p *packet.Packet, typ, code uint8, rest uint32)
@@ -74,6 +76,14 @@ type Routes interface {
 	Ifaces() []*packet.Iface
 	// PathMTU is the MTU in bytes towards p's destination, or with reverse its source.
 	PathMTU(p *packet.Packet, reverse bool) int
+}
+
+// Entry is p's connection; nil: it has none.
+func (c *Context) Entry(p *packet.Packet) *conntrack.Entry {
+	if p.Ct == 0 || c.CT == nil {
+		return nil
+	}
+	return c.CT.Entry(p)
 }
 
 // Prepare makes c ready to Run pr; call it when the program may have changed,

@@ -148,8 +148,12 @@ type Place struct {
 	ProtoNot bool
 }
 
-// Refuse is an error for Check: an errno and a sentence for people.
+// Refuse is an error for Check and Compile: an errno (0: EINVAL) and a sentence
+// for people.
 func Refuse(no syscall.Errno, format string, a ...any) error {
+	if no == 0 {
+		no = syscall.EINVAL
+	}
 	return &refusal{no, fmt.Sprintf(format, a...)}
 }
 
@@ -244,6 +248,9 @@ type Args struct {
 func newArgs(ext string, fam uint8, opts []Option) *Args {
 	return &Args{Ext: ext, Family: fam, options: opts, vals: make([]Value, len(opts))}
 }
+
+// Options are the extension's options, in its order.
+func (a *Args) Options() []Option { return a.options }
 
 // Get is the value of the option called name; it panics on a name the extension
 // does not have.
