@@ -4,7 +4,6 @@ package packet_test
 
 import (
 	"bytes"
-	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -16,8 +15,6 @@ import (
 	"sluice/packet/frag"
 	"sluice/packet/packettest"
 )
-
-var be = binary.BigEndian
 
 // lab is the kernel, and the least router of our own that does the same:
 // reassembly, options, TTL, MTU, fragmentation, ICMP errors.
