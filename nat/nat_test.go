@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"sluice/conntrack"
@@ -444,6 +445,64 @@ func TestConcurrent(t *testing.T) {
 	}
 	if n := checkUnique(t, b.table); n != total || n < 1500 {
 		t.Errorf("%d connections are tracked, %d packets passed", n, total)
+	}
+}
+
+// TestConcurrentDelete: bindings are made and forgotten at once; in the end none is left over.
+func TestConcurrentDelete(t *testing.T) {
+	b := newBox(t)
+	r := snat("198.51.100.7", 2000, 2399, 0)
+	var wg sync.WaitGroup
+	var passed atomic.Int64
+	stop := make(chan struct{})
+	for g := 0; g < 3; g++ {
+		w := b.table.NewWorker()
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			p := packet.New()
+			for i := 0; i < 1500; i++ {
+				w.Begin(b.now)
+				p.SetBytes(udp(fmt.Sprintf("10.0.1.%d", 2+i%5), uint16(10000+i/3), "9.9.9.9", uint16(53+g), "x"))
+				p.In, p.Out, p.Now = b.c, b.s, b.now
+				p.Parse()
+				ok := w.Track(p, hookPrerouting) && Hook[uint8](b.nat, w, p, hookPrerouting, nil) == 1 &&
+					Hook(b.nat, w, p, hookPostrouting, func(p *packet.Packet) uint8 {
+						if b.nat.Setup(w, p, &r, Src) {
+							return 1
+						}
+						return 0
+					}) == 1 && w.Confirm(p)
+				if ok {
+					passed.Add(1)
+				}
+				w.Release(p)
+				w.End()
+			}
+		}()
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for n := 0; ; n++ {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			b.table.Delete(func(s *conntrack.Snapshot) bool { return int(s.Orig.SrcPort)%3 == n%3 })
+		}
+	}()
+	wg.Wait()
+	close(stop)
+	<-done
+	checkUnique(t, b.table)
+	if n := passed.Load(); n < 1000 {
+		t.Errorf("only %d packets passed", n)
+	}
+	b.table.Flush()
+	if n := b.nat.sources.len(); n != 0 {
+		t.Errorf("%d mappings outlive their connections", n)
 	}
 }
 
