@@ -149,7 +149,7 @@ func (s *Snapshot) source6(dev *packet.Iface, dst [16]byte) (out [16]byte, ok bo
 		if dev != nil && !onDev && linkScope6(&dst) {
 			continue // a link-local destination has its source on its own link
 		}
-		for i := range d.addrs {
+		for i := len(d.addrs) - 1; i >= 0; i-- { // among equals the newest is Linux's choice
 			a := &d.addrs[i]
 			if !a.Prefix.Addr().Is6() {
 				continue

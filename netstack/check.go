@@ -5,7 +5,10 @@ import (
 	"fmt"
 	"net/netip"
 
+	"github.com/gaissmai/bart"
 	"golang.org/x/sys/unix"
+
+	"sluice/packet"
 )
 
 // What Linux answers to routes that cannot be; the texts are `ip route`'s.
@@ -17,6 +20,9 @@ var (
 	errEgress     = errors.New("Egress device not specified.")
 	errOnlinkDev  = errors.New("Nexthop device required for onlink.")
 	errErrorRoute = errors.New("Gateway, device and multipath can not be specified for this route type.")
+	errEgressLo   = errors.New("Egress device can not be loopback device for this route")
+	errOnlinkGW   = errors.New("Nexthop has invalid gateway or device mismatch")
+	errSource6    = errors.New("Invalid source address.")
 	errPrefSrc    = errors.New("Invalid prefsrc address.")
 )
 
@@ -83,8 +89,13 @@ func (tx *Tx) check(r *RouteSpec) (hop, error) {
 		}
 	}
 	if r.Src.IsValid() {
-		if r.Src.Is4() != is4 || !tx.s.isLocal(r.Src) {
+		switch {
+		case r.Src.Is4() != is4:
+			return h, fmt.Errorf("source %s is not of the family of %s", r.Src, r.To)
+		case is4 && !tx.s.isLocal(r.Src):
 			return h, errPrefSrc
+		case !is4 && !tx.own6(r.Src, h.dev):
+			return h, errSource6
 		}
 		h.src = addr16(r.Src)
 	}
@@ -106,14 +117,14 @@ func (tx *Tx) checkGateway4(r *RouteSpec, h *hop) error {
 		h.nhScope = ScopeLink
 		return nil
 	}
-	g := tx.lookupScoped(r.Table, r.Via, h.dev, ScopeLink)
+	g := tx.neighbour(r.Table, r.Via, h.dev, ScopeLink, func(g *hop) bool { return g.typ < RouteBlackhole })
 	if g == nil || g.typ != RouteUnicast && g.typ != RouteLocal {
 		return errGateway
 	}
 	if h.dev == 0 {
 		h.dev = g.dev
 	}
-	h.nhScope = g.scope
+	h.nhScope, h.direct = g.scope, g.scope != ScopeLink
 	return nil
 }
 
@@ -123,61 +134,114 @@ func (tx *Tx) checkGateway6(r *RouteSpec, h *hop) error {
 		return nil
 	}
 	gw := r.Via
-	if tx.s.isLocal(gw) {
+	named := h.dev != 0
+	if named && tx.own6(gw, h.dev) {
 		return errLocalGW
 	}
 	switch {
 	case gw.IsLinkLocalUnicast():
-	case gw.IsMulticast() || gw.IsLoopback() || gw.Is4In6():
+	case gw.IsMulticast():
 		return errInvalidGW
 	case r.Onlink:
-		if h.dev == 0 {
+		if !named {
 			return errOnlinkDev
 		}
-		return nil
+		if t := tx.s.tables[TableMain]; t != nil {
+			p, w, ok := t.LookupPrefixLPM(netip.PrefixFrom(gw, 128))
+			if ok && !p.Addr().IsUnspecified() && w.first.typ < RouteBlackhole && (w.first.typ != RouteUnicast || w.first.dev != h.dev) {
+				return errOnlinkGW
+			}
+		}
 	default:
-		g := tx.lookupScoped(r.Table, gw, h.dev, 0)
-		if g == nil || g.gateway || g.typ >= RouteBlackhole {
+		good := func(g *hop) bool { return !g.gateway && g.typ < RouteBlackhole }
+		g := tx.neighbour(r.Table, gw, h.dev, 0, good)
+		if g == nil || !good(g) {
 			return unix.EHOSTUNREACH
 		}
-		if h.dev == 0 {
+		if !named {
 			h.dev = g.dev
 		}
 	}
-	if h.dev == 0 {
+	switch {
+	case h.dev == 0:
 		return errEgress
+	case h.dev == 1:
+		return errEgressLo
+	case !named && tx.own6(gw, h.dev):
+		return errLocalGW
 	}
 	return nil
 }
 
-// lookupScoped looks an address up in one table and then in Linux's usual
-// ones, taking only hops through dev (0: any) of a scope at least min.
-func (tx *Tx) lookupScoped(table uint32, a netip.Addr, dev int32, min Scope) *hop {
-	order := []uint32{table, TableLocal, TableMain, TableDefault}
-	if table == TableMain {
-		order = order[1:]
+// own6: a is an address of the router's; a link-local one, of dev.
+func (tx *Tx) own6(a netip.Addr, dev int32) bool {
+	if !a.IsLinkLocalUnicast() {
+		return tx.s.isLocal(a)
 	}
-	for _, id := range order {
-		t := tx.s.tables[id]
-		if t == nil {
+	if d := tx.s.dev(int(dev)); d != nil {
+		for _, o := range d.addrs {
+			if o.Prefix.Addr() == a {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// neighbour looks a gateway up as the kernel does when it checks a route: in
+// the route's own table, and where good does not like what is there, by the
+// rules. Only hops through dev (0: any) of a scope of at least min count.
+func (tx *Tx) neighbour(table uint32, a netip.Addr, dev int32, min Scope, good func(*hop) bool) *hop {
+	// As long as there are no IPv4 rules but the default ones, Linux has tables local and main in one.
+	if merged := a.Is4() && table == TableMain && !tx.hasRules4(); !merged {
+		if g := scoped(tx.s.tables[table], a, dev, min); g != nil && good(g) {
+			return g
+		}
+	}
+	q := Query{Family: familyOf(a), Dst: addr16(a)}
+	for i := range tx.s.specs {
+		if tx.s.specs[i].Family != q.Family {
 			continue
 		}
-		p, w, ok := t.LookupPrefixLPM(netip.PrefixFrom(a, a.BitLen()))
-		for ok {
-			for i := -1; i < len(w.rest); i++ {
-				h := &w.first
-				if i >= 0 {
-					h = &w.rest[i]
-				}
-				if h.scope >= min && (dev == 0 || h.dev == dev) && h.typ != RouteThrow {
-					return h
-				}
-			}
-			if p.Bits() == 0 {
-				break
-			}
-			p, w, ok = t.LookupPrefixLPM(netip.PrefixFrom(a, p.Bits()-1))
+		r := rule{Rule: tx.s.specs[i]}
+		if r.iif, r.oif = tx.s.indexOf(r.IIF), tx.s.indexOf(r.OIF); !r.match(&q, a) {
+			continue
 		}
+		if r.Action > RouteUnicast {
+			return nil
+		}
+		if g := scoped(tx.s.tables[r.Table], a, dev, min); g != nil && g.typ != RouteThrow {
+			return g
+		}
+	}
+	return nil
+}
+
+func (tx *Tx) hasRules4() bool {
+	for i := range tx.s.specs {
+		if r := &tx.s.specs[i]; r.Family == packet.IPv4 && !isDefaultRule(r) {
+			return true
+		}
+	}
+	return false
+}
+
+// scoped finds the best hop of a table under neighbour's conditions.
+func scoped(t *bart.Table[*ways], a netip.Addr, dev int32, min Scope) *hop {
+	if t == nil {
+		return nil
+	}
+	p, w, ok := t.LookupPrefixLPM(netip.PrefixFrom(a, a.BitLen()))
+	for ok {
+		for i := -1; i < len(w.rest); i++ {
+			if h := w.at(i); h.scope >= min && (dev == 0 || h.dev == dev) {
+				return h
+			}
+		}
+		if p.Bits() == 0 {
+			break
+		}
+		p, w, ok = t.LookupPrefixLPM(netip.PrefixFrom(a, p.Bits()-1))
 	}
 	return nil
 }

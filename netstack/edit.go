@@ -129,22 +129,22 @@ func (tx *Tx) RemoveIface(index int) error {
 	if d == nil || index == 1 {
 		return unix.ENODEV
 	}
-	tx.removeHops(func(h *hop) bool { return h.dev == int32(index) })
+	tx.removeHops(func(_ netip.Prefix, h *hop) bool { return h.dev == int32(index) })
 	tx.s.devs[index] = nil
 	tx.gone = append(tx.gone, d)
 	return nil
 }
 
-func (tx *Tx) removeHops(match func(*hop) bool) {
+func (tx *Tx) removeHops(match func(netip.Prefix, *hop) bool) {
 	for id, t := range tx.s.tables {
 		var hit []netip.Prefix
 		for p, w := range t.All() {
-			if match(&w.first) || slices.ContainsFunc(w.rest, func(h hop) bool { return match(&h) }) {
+			if w.any(func(h *hop) bool { return match(p, h) }) {
 				hit = append(hit, p)
 			}
 		}
 		for _, p := range hit {
-			tx.removeAt(id, p, match)
+			tx.removeAt(id, p, func(h *hop) bool { return match(p, h) })
 		}
 	}
 }
@@ -219,22 +219,15 @@ func (tx *Tx) DelAddr(index int, p netip.Prefix) error {
 		}
 	}
 	last := is4 && !slices.ContainsFunc(c.addrs, func(a IfaceAddr) bool { return a.Prefix.Addr().Is4() })
-	for id, t := range tx.s.tables {
-		type gone struct{ p netip.Prefix }
-		var hit []gone
-		match := tx.dies(int32(index), is4, last, drop)
-		seq := t.All4()
-		if !is4 {
-			seq = t.All6()
+	tx.removeHops(func(q netip.Prefix, h *hop) bool {
+		if q.Addr().Is4() != is4 {
+			return false
 		}
-		for q, w := range seq {
-			if match(&w.first) || slices.ContainsFunc(w.rest, func(h hop) bool { return match(&h) }) {
-				hit = append(hit, gone{q})
-			}
-		}
-		for _, g := range hit {
-			tx.removeAt(id, g.p, match)
-		}
+		return h.dev == int32(index) && (h.proto == protoKernel || last) ||
+			is4 && h.table == TableMain && h.src != [16]byte{} && slices.Contains(drop, Addr(packet.IPv4, h.src))
+	})
+	if !is4 {
+		tx.forgetSources(drop)
 	}
 	tx.s.devs[index] = &c
 	for _, a := range c.addrs {
@@ -250,15 +243,38 @@ func (tx *Tx) DelAddr(index int, p netip.Prefix) error {
 	return nil
 }
 
-// dies: the kernel-made routes of the interface, those that prefer a dead
-// source, and with an interface's last IPv4 address all of its IPv4 routes.
-func (tx *Tx) dies(index int32, is4, last bool, drop []netip.Addr) func(*hop) bool {
-	return func(h *hop) bool {
-		if h.dev == index && (h.proto == protoKernel || last) {
+// forgetSources takes dead IPv6 addresses out of the routes that prefer them; the routes stay.
+func (tx *Tx) forgetSources(dead []netip.Addr) {
+	hit := func(h *hop) bool {
+		return h.src != [16]byte{} && slices.Contains(dead, netip.AddrFrom16(h.src))
+	}
+	for id, t := range tx.s.tables {
+		var at []netip.Prefix
+		for p, w := range t.All6() {
+			if w.any(hit) {
+				at = append(at, p)
+			}
+		}
+		for _, p := range at {
+			w, _ := tx.s.tables[id].Get(p)
+			c := &ways{first: w.first, rest: slices.Clone(w.rest)}
+			for i := -1; i < len(c.rest); i++ {
+				if h := c.at(i); hit(h) {
+					h.src = [16]byte{}
+				}
+			}
+			tx.put(id, p, c)
+		}
+	}
+}
+
+func (w *ways) any(f func(*hop) bool) bool {
+	for i := -1; i < len(w.rest); i++ {
+		if f(w.at(i)) {
 			return true
 		}
-		return h.src != [16]byte{} && slices.ContainsFunc(drop, func(a netip.Addr) bool { return a.Is4() == is4 && addr16(a) == h.src })
 	}
+	return false
 }
 
 const (

@@ -49,7 +49,8 @@ type hop struct {
 	typ     RouteType
 	scope   Scope
 	nhScope Scope // of the gateway: ScopeNowhere where there is none, as Linux has it
-	gateway bool
+	gateway bool  // via is set
+	direct  bool  // and is the router's own address: Linux then sends to the destination itself
 	onlink  bool
 	proto   uint8
 	table   uint32
@@ -124,10 +125,10 @@ func (s *Snapshot) Lookup(q *Query) (r Route, ok bool) {
 			continue
 		}
 		if ru.table == nil {
-			if ru.Action > RouteUnicast {
-				return Route{Type: ru.Action}, false
+			if ru.Action == RouteUnreachable {
+				return Route{}, false // a rule's unreachable is the network's, a route's the host's
 			}
-			continue
+			return Route{Type: ru.Action}, false
 		}
 		w, found := ru.table.Lookup(dst)
 		if !found {
@@ -148,7 +149,7 @@ func (s *Snapshot) Lookup(q *Query) (r Route, ok bool) {
 }
 
 func (s *Snapshot) result(h *hop, dst *[16]byte) (Route, bool) {
-	r := Route{Type: h.typ, Scope: h.scope, Gateway: h.gateway, Table: h.table, Metric: h.metric, MTU: h.mtu, PrefSrc: h.src}
+	r := Route{Type: h.typ, Scope: h.scope, Gateway: h.gateway && !h.direct, Table: h.table, Metric: h.metric, MTU: h.mtu, PrefSrc: h.src}
 	if h.typ >= RouteBlackhole {
 		return r, false
 	}
@@ -157,7 +158,7 @@ func (s *Snapshot) result(h *hop, dst *[16]byte) (Route, bool) {
 	if r.MTU == 0 {
 		r.MTU = uint32(d.iface.MTU)
 	}
-	if h.gateway {
+	if r.Gateway {
 		r.NextHop = h.via
 	} else {
 		r.NextHop = *dst
@@ -180,13 +181,13 @@ func pick(t *bart.Table[*ways], dst netip.Addr, w *ways, want int32, strict bool
 		}
 		return &w.first
 	}
-	if h := w.through(want); h != nil {
+	if h := w.through(want, dst.Is4()); h != nil {
 		return h
 	}
 	p, _, ok := t.LookupPrefixLPM(netip.PrefixFrom(dst, dst.BitLen()))
 	for ok && p.Bits() > 0 {
 		if p, w, ok = t.LookupPrefixLPM(netip.PrefixFrom(dst, p.Bits()-1)); ok {
-			if h := w.through(want); h != nil {
+			if h := w.through(want, dst.Is4()); h != nil {
 				return h
 			}
 		}
@@ -194,14 +195,12 @@ func pick(t *bart.Table[*ways], dst netip.Addr, w *ways, want int32, strict bool
 	return nil
 }
 
-func (w *ways) through(dev int32) *hop {
-	// Error routes have no interface, so they stop a bound socket as well.
-	if w.first.dev == dev || w.first.typ >= RouteBlackhole {
-		return &w.first
-	}
-	for i := range w.rest {
-		if w.rest[i].dev == dev || w.rest[i].typ >= RouteBlackhole {
-			return &w.rest[i]
+// through finds the hop through an interface. Error routes have none: IPv4's
+// stop a bound socket as well, IPv6's (Linux has them on lo) do not.
+func (w *ways) through(dev int32, v4 bool) *hop {
+	for i := -1; i < len(w.rest); i++ {
+		if h := w.at(i); h.dev == dev || v4 && h.typ >= RouteBlackhole {
+			return h
 		}
 	}
 	return nil

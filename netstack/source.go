@@ -38,20 +38,30 @@ func (s *Snapshot) Input(p *packet.Packet, r *Route) packet.Reason {
 }
 
 // Output is the routing decision for a packet of the router's own; r.Type says
-// what comes of it. p.Out, if set, is the interface it is bound to.
-func (s *Snapshot) Output(p *packet.Packet, r *Route) {
-	q := Query{Family: p.Family, TOS: tosOf(p), Mark: p.Mark, Out: p.Out, Src: p.Src(), Dst: p.Dst()}
-	if p.Family == packet.IPv4 && [4]byte(q.Dst[:4]) == lbcast && p.Out != nil {
-		*r = Route{Type: RouteBroadcast, Dev: p.Out, NextHop: q.Dst, MTU: uint32(p.Out.MTU)}
+// what comes of it.
+func (s *Snapshot) Output(p *packet.Packet, r *Route) { s.OutputVia(p, nil, r) }
+
+// OutputVia is Output for a socket that is bound to an interface (nil: it is not).
+func (s *Snapshot) OutputVia(p *packet.Packet, via *packet.Iface, r *Route) {
+	q := Query{Family: p.Family, TOS: tosOf(p), Mark: p.Mark, Out: via, Src: p.Src(), Dst: p.Dst()}
+	if p.Family == packet.IPv4 && [4]byte(q.Dst[:4]) == lbcast && via != nil {
+		*r = Route{Type: RouteBroadcast, Dev: via, NextHop: q.Dst, MTU: uint32(via.MTU)}
 		return
 	}
-	*r, _ = s.Lookup(&q)
+	var ok bool
+	if *r, ok = s.Lookup(&q); !ok && p.Family == packet.IPv4 && via != nil {
+		// Linux trusts the socket more than its tables: the destination is on the link.
+		*r = Route{Type: RouteUnicast, Scope: ScopeLink, Dev: via, NextHop: q.Dst, MTU: uint32(via.MTU)}
+	}
 	s.viaLoopback(r)
 }
 
 // viaLoopback: what goes to the router itself goes through lo, whichever interface has the address.
 func (s *Snapshot) viaLoopback(r *Route) {
 	if r.Type == RouteLocal || r.Type == RouteAnycast {
+		if r.Type == RouteAnycast && r.PrefSrc == [16]byte{} {
+			r.PrefSrc, _ = s.source6(r.Dev, r.NextHop) // from the interface it is on
+		}
 		r.Dev, r.MTU = s.lo, uint32(s.lo.MTU)
 	}
 }
@@ -75,6 +85,23 @@ func (s *Snapshot) Back(p *packet.Packet, r *Route) bool {
 	}
 	s.viaLoopback(r)
 	return true
+}
+
+// Source is the address that the router itself speaks from on route r of p,
+// where the sender left it open: the route's preferred one, or one of the
+// outgoing interface.
+func (s *Snapshot) Source(p *packet.Packet, r *Route) ([16]byte, bool) {
+	if r.PrefSrc != [16]byte{} {
+		return r.PrefSrc, true
+	}
+	if p.Family == packet.IPv6 {
+		return s.source6(r.Dev, p.Dst())
+	}
+	var gw [16]byte
+	if r.Gateway {
+		gw = r.NextHop
+	}
+	return s.source4(r.Dev, gw, r.Scope)
 }
 
 // ReversePath is what `-m rpfilter` asks: does the way back to p's source lead
@@ -356,7 +383,7 @@ func (s *Snapshot) lookupHop4(q *Query, out int32) (RouteType, *hop) {
 			continue
 		}
 		if ru.table == nil {
-			return ru.Action, nil
+			return ru.Action, nil // an error
 		}
 		w, ok := ru.table.Lookup(dst)
 		if !ok {
