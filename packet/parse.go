@@ -1,5 +1,10 @@
 package packet
 
+import (
+	"encoding/binary"
+	"math/bits"
+)
+
 // viewFlags are those that Parse and ParseL4 decide.
 const viewFlags = Fragment | LaterFragment | MoreFragments | DontFragment | Options | HasL4 | HasPorts | BadHeaders
 
@@ -40,7 +45,7 @@ func (p *Packet) Parse() Reason {
 	default:
 		return DropBadVersion
 	}
-	if p.GSO != (GSO{}) {
+	if p.GSO.NeedsCsum || p.GSO.Type != GSONone {
 		return p.checkOffload()
 	}
 	return 0
@@ -72,14 +77,16 @@ func (p *Packet) parse4(b []byte) Reason {
 	return 0
 }
 
-// headerSum is Sum(b[:ihl]), quick for the header without options.
+// headerSum is the sum of an IPv4 header but for its byte order, which is of
+// no matter to what it is compared with; quick for one without options.
 func headerSum(b []byte, ihl int) uint16 {
 	if ihl != 20 {
 		return Sum(b[:ihl])
 	}
-	s := uint64(be.Uint32(b)) + uint64(be.Uint32(b[4:])) + uint64(be.Uint32(b[8:])) +
-		uint64(be.Uint32(b[12:])) + uint64(be.Uint32(b[16:]))
-	return fold64(s)
+	b = b[:20]
+	s, c := bits.Add64(binary.LittleEndian.Uint64(b), binary.LittleEndian.Uint64(b[8:]), 0)
+	s, c = bits.Add64(s, uint64(binary.LittleEndian.Uint32(b[16:])), c)
+	return fold64(s + c)
 }
 
 // view4 fills the view of a header known to be whole.

@@ -1,5 +1,10 @@
 package packet
 
+import (
+	"encoding/binary"
+	"math/bits"
+)
+
 // SetSrc rewrites the source address and, incrementally, the checksums that cover it.
 func (p *Packet) SetSrc(a [16]byte) {
 	if p.Family == IPv4 {
@@ -32,9 +37,17 @@ func (p *Packet) setAddr4(at int, new uint32) {
 
 func (p *Packet) setAddr6(at int, new *[16]byte) {
 	b := p.Bytes()
-	d := Delta(b[at:at+16], new[:])
-	copy(b[at:at+16], new[:])
+	a := b[at : at+16]
+	d := bits.ReverseBytes16(AddSum(^sum16(a), sum16(new[:])))
+	copy(a, new[:])
 	p.pseudoChanged(b, d)
+}
+
+// sum16 is the sum of 16 bytes, its bytes swapped.
+func sum16(a []byte) uint16 {
+	s, c := bits.Add64(binary.LittleEndian.Uint64(a), binary.LittleEndian.Uint64(a[8:]), 0)
+	s, c = bits.Add64(s, 0, c)
+	return fold64(s + c)
 }
 
 // pseudoChanged brings the transport checksum up to date after a change of the
@@ -43,9 +56,12 @@ func (p *Packet) pseudoChanged(b []byte, d uint16) {
 	if p.Flags&HasL4 == 0 {
 		return
 	}
-	at, kind := p.sumField()
-	if kind != sumPseudo {
-		return
+	at := 16
+	if p.Proto != ProtoTCP {
+		var kind sumKind
+		if at, kind = p.sumField(); kind != sumPseudo {
+			return
+		}
 	}
 	f := b[int(p.L4)+at:]
 	if p.partial() {
@@ -79,7 +95,21 @@ func (p *Packet) setPort(at int, port uint16) {
 	if p.Flags&HasPorts == 0 {
 		return
 	}
-	p.SetL4Word(at, port)
+	if p.Proto != ProtoTCP && p.Proto != ProtoUDP {
+		p.SetL4Word(at, port)
+		return
+	}
+	t := p.Transport()
+	old := be.Uint16(t[at:])
+	be.PutUint16(t[at:], port)
+	switch {
+	case p.partial(): // which does not cover its header yet
+	case p.Proto == ProtoTCP:
+		f := t[16:18]
+		be.PutUint16(f, ApplyDelta(be.Uint16(f), Delta16(old, port)))
+	default:
+		p.applyDelta(t[6:8], Delta16(old, port))
+	}
 }
 
 // SetL4Word writes one 16-bit word of the transport header or payload at an
