@@ -136,6 +136,8 @@ func conversation(client, server, router string) []step {
 		{proto: packet.ProtoTCP, sport: 5001, dport: 80, flags: syn, seq: 1000, opts: []byte{2, 4, 5, 180, 1, 1, 4, 2}},
 		{proto: echoProto, sport: 77, typ: typ, payload: []byte("are you there?")},
 		{proto: packet.ProtoUDPLite, sport: 5002, dport: 99, payload: []byte("lite")},
+		{proto: packet.ProtoGRE, payload: []byte("\x00\x00\x08\x00plain GRE here")},
+		{proto: packet.ProtoESP, payload: []byte("\x00\x00\x01\x02encrypted bytes")},
 		{proto: packet.ProtoSCTP, sport: 5003, dport: 98, payload: []byte{1, 0, 0, 20, 0, 0, 0, 7, 0, 0, 255, 255, 0, 1, 0, 1, 0, 0, 0, 9}},
 	}
 	if !v6 {

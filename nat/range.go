@@ -95,7 +95,8 @@ func backward(fwd, was *conntrack.Tuple) conntrack.Tuple {
 
 func isICMP(proto uint8) bool { return proto == packet.ProtoICMP || proto == packet.ProtoICMPv6 }
 
-// hasPorts says whether proto's tuples have a part that a port range can apply to.
+// hasPorts says whether proto's tuples have ports. Linux 6.18 does not track
+// those of DCCP, so its packets get other addresses only.
 func hasPorts(proto uint8) bool {
 	switch proto {
 	case packet.ProtoTCP, packet.ProtoUDP, packet.ProtoUDPLite, packet.ProtoSCTP:
