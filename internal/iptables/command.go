@@ -3,6 +3,8 @@ package iptables
 import (
 	"fmt"
 	"math"
+	"regexp"
+	"slices"
 	"strings"
 
 	"sluice/packet"
@@ -65,7 +67,7 @@ type command struct {
 	num      int    // rule number, from 1
 	name     string // -E: the new name
 	policy   string
-	counters tables.Counter // -P -c
+	counters *tables.Counter // -P -c
 	rules    []*tables.Rule
 	verbose  int
 	numeric  bool
@@ -172,18 +174,35 @@ func (p *parser) culprit(args []string, err error, reading bool) int {
 	for _, more := p.ps.Take(); more; _, more = p.ps.Take() {
 		read--
 	}
-	last := len(args) - 1
-	msg := err.Error()
-	for i := min(read, last); i >= 0; i-- {
-		if a := args[i]; a != "" && (strings.Contains(msg, "`"+a+"'") || strings.Contains(msg, `"`+a+`"`)) {
-			return i
-		}
+	if i := quotedIn(err.Error(), args[:min(read+1, len(args))]); i >= 0 {
+		return i
 	}
 	if reading && read > 0 {
 		return read - 1
 	}
 	return 0
 }
+
+// quotedIn is the index of the last argument that a message quotes, whole or a
+// part of it; -1: none.
+func quotedIn(msg string, args []string) int {
+	for _, m := range quoted.FindAllStringSubmatch(msg, -1) {
+		word := m[1] + m[2]
+		for i := len(args) - 1; i >= 0; i-- {
+			if args[i] == word {
+				return i
+			}
+		}
+		for i := len(args) - 1; i >= 0; i-- {
+			if slices.Contains(strings.FieldsFunc(args[i], func(r rune) bool { return strings.ContainsRune(",/:=", r) }), word) {
+				return i
+			}
+		}
+	}
+	return -1
+}
+
+var quoted = regexp.MustCompile("[`']([^`']+)'|\"([^\"]+)\"")
 
 func (p *parser) options() error {
 	for !p.ignore {
@@ -446,8 +465,8 @@ func (p *parser) finish() error {
 		}
 		return &tables.Error{Code: tables.ExitVersion, Msg: fmt.Sprintf("can't initialize %s table `%s': %s", base, p.table, why)}
 	}
-	if c.is(cmdPolicy) {
-		c.counters = rules[0].Initial
+	if c.is(cmdPolicy) && p.ps.Seen['c'] {
+		c.counters = &rules[0].Initial
 	}
 	if c.is(ruleCmds) {
 		c.rules = rules

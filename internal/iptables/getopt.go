@@ -40,7 +40,7 @@ type getopt struct {
 	letter byte   // the option letter that was refused or lacks its argument
 	rest   string // letters of a bundle not yet looked at
 	amb    []string
-	full   string // the name of an option that was given an argument and takes none
+	full   string // the name of an option that lacks its argument, or was given one and takes none
 	words  int    // for the caller: words met
 }
 
@@ -149,6 +149,7 @@ func (g *getopt) longOption(s string) int {
 		g.arg, g.hasArg = val, true
 	case hit.arg == needArg:
 		if g.ind >= len(g.argv) {
+			g.full = hit.name
 			return optMissing
 		}
 		g.arg, g.hasArg = g.argv[g.ind], true

@@ -2,6 +2,7 @@ package iptables
 
 import (
 	"bytes"
+	"fmt"
 	"io/fs"
 	"path/filepath"
 	"strings"
@@ -51,9 +52,7 @@ func TestGolden(t *testing.T) {
 			for _, s := range readTranscript(t, name) {
 				got := s
 				got.code, got.stdout, got.err = run(s.argv, s.stdin)
-				if got.String() != s.String() {
-					t.Errorf("%s:%d: got\n%swant\n%s", name, s.at, got.String(), s.String())
-				}
+				sameText(t, fmt.Sprintf("%s:%d: %s", name, s.at, s.line), got.String(), s.String())
 			}
 		})
 	}

@@ -183,7 +183,7 @@ func (x *tool) commit(o restoreOptions, s *section, publish bool) error {
 	x.restore = s.table.String()
 	defer func() { x.restore = "" }()
 	if s.lists {
-		x.counters = snapshot(x.eng)
+		x.counters = snapshot(x.eng, o.noflush)
 	}
 	do := x.eng.Check
 	if publish {
@@ -221,6 +221,11 @@ func (x *tool) playSection(o restoreOptions, s *section, rs *tables.Ruleset) err
 		}
 		if err := x.each(all, t, false, "Deleting", t.DeleteChain); err != nil {
 			return err
+		}
+		for _, ch := range t.Chains() {
+			if err := t.SetPolicyCounters(ch.Name, tables.Counter{}); err != nil {
+				return err
+			}
 		}
 	}
 	for _, l := range s.lines {
@@ -283,7 +288,7 @@ func (x *tool) restoreChain(o restoreOptions, t *tables.Table, text string) erro
 			return tables.Usagef("invalid policy counters for chain '%s'", name)
 		}
 	}
-	err := setPolicy(t, name, policy, n)
+	err := setPolicy(t, name, policy, &n)
 	var refused *tables.EditError
 	if errors.As(err, &refused) {
 		return &tables.Error{Code: tables.ExitOther, Msg: fmt.Sprintf("Can't set policy `%s' on `%s' line %d: %s", policy, name, x.line, sentence(refused))}
@@ -341,10 +346,7 @@ func (x *tool) restoreRule(o restoreOptions, rs *tables.Ruleset, text string) er
 			return tables.Usagef("Bad line %d: need ]", x.line)
 		}
 		packets, bytes, ok := strings.Cut(strings.TrimLeft(pair, ":"), ":")
-		if packets == "" {
-			return tables.Usagef("Bad line %d: need :", x.line)
-		}
-		if !ok || bytes == "" {
+		if !ok || packets == "" || bytes == "" {
 			return tables.Usagef("Bad line %d: need ]", x.line)
 		}
 		if o.counters {
@@ -360,21 +362,22 @@ func (x *tool) restoreRule(o restoreOptions, rs *tables.Ruleset, text string) er
 	if err != nil || c == nil {
 		return err
 	}
-	if o.verbose {
+	if o.verbose && !o.noflush {
 		c.verbose++
 	}
 	return x.apply(c, rs)
 }
 
-// snapshot is counters that know only the rules of one moment: others have what
-// they begin with.
+// snap is counters that know only the rules of one moment: others have what they
+// begin with.
 type snap struct {
-	view *tables.View
-	has  map[*tables.Rule]bool
+	view     *tables.View
+	has      map[*tables.Rule]bool
+	policies bool
 }
 
-func snapshot(e *tables.Engine) *snap {
-	s := &snap{e.View(nil), map[*tables.Rule]bool{}}
+func snapshot(e *tables.Engine, policies bool) *snap {
+	s := &snap{e.View(nil), map[*tables.Rule]bool{}, policies}
 	for id := range tables.NumTables {
 		for _, ch := range s.view.Ruleset.Table(id).Chains() {
 			for _, r := range ch.Rules() {
@@ -392,4 +395,9 @@ func (s *snap) Rule(r *tables.Rule) tables.Counter {
 	return r.Initial
 }
 
-func (s *snap) Policy(ch *tables.Chain) tables.Counter { return s.view.Policy(ch) }
+func (s *snap) Policy(ch *tables.Chain) tables.Counter {
+	if s.policies {
+		return s.view.Policy(ch)
+	}
+	return tables.Counter{}
+}

@@ -122,7 +122,7 @@ func (g *getopt) complaint(o int) string {
 	word := g.last()
 	switch {
 	case o == optMissing:
-		return fmt.Sprintf("option '%s' requires an argument", word)
+		return fmt.Sprintf("option '--%s' requires an argument", g.full)
 	case len(g.amb) > 0:
 		s := fmt.Sprintf("option '%s' is ambiguous; possibilities:", word)
 		for _, name := range g.amb {

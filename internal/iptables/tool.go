@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"strings"
 	"syscall"
 
 	"sluice/tables"
@@ -50,6 +51,9 @@ func (x *tool) report(err error) int {
 		}
 		return end.code
 	case errors.As(err, &usage):
+		if usage.Before != "" {
+			x.fail("%s\n", strings.TrimSuffix(usage.Before, "\n"))
+		}
 		if usage.Plain {
 			x.fail("%s\n", usage.Msg)
 		} else {
@@ -63,11 +67,16 @@ func (x *tool) report(err error) int {
 		}
 		return usage.Code
 	case errors.As(err, &edit):
-		if x.line >= 0 {
+		text, hint := sentence(edit), ""
+		switch {
+		case x.line >= 0 && (edit.Op == tables.OpCommit || edit.Op == tables.OpDeleteChain && edit.Errno != syscall.ENOENT):
+			// The nf_tables variant speaks of its own objects here.
 			x.fail("%s: line %d failed\n", x.prog, x.line)
 			return tables.ExitOther
+		case x.line >= 0:
+			x.fail("%s: line %d failed: %s.\n", x.prog, x.line, text)
+			return tables.ExitOther
 		}
-		text, hint := sentence(edit), ""
 		if edit.Errno == syscall.EINVAL {
 			hint = " Run `dmesg' for more information."
 		}
@@ -220,7 +229,8 @@ func isVerdict(name string) bool {
 	return ok
 }
 
-func setPolicy(t *tables.Table, chain, policy string, n tables.Counter) error {
+// setPolicy sets a policy and, unless n is nil, its counters.
+func setPolicy(t *tables.Table, chain, policy string, n *tables.Counter) error {
 	if ch := t.Chain(chain); ch == nil || !ch.Builtin {
 		return &tables.EditError{Op: tables.OpPolicy, Errno: syscall.ENOENT, Table: t.ID, Chain: chain}
 	}
@@ -228,10 +238,10 @@ func setPolicy(t *tables.Table, chain, policy string, n tables.Counter) error {
 	if !ok || v == tables.VerdictReturn {
 		return &tables.EditError{Op: tables.OpPolicy, Errno: syscall.EINVAL, Table: t.ID, Chain: chain}
 	}
-	if err := t.SetPolicy(chain, v); err != nil {
+	if err := t.SetPolicy(chain, v); err != nil || n == nil {
 		return err
 	}
-	return t.SetPolicyCounters(chain, n)
+	return t.SetPolicyCounters(chain, *n)
 }
 
 func edit(c *command, t *tables.Table, r *tables.Rule) (err error) {

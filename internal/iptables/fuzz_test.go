@@ -1,0 +1,110 @@
+package iptables
+
+import (
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+
+	"sluice/packet"
+	"sluice/tables"
+)
+
+var plainName = regexp.MustCompile(`^[A-Za-z0-9_.+/:@]+$`)
+
+// printable reports whether a ruleset has only names that the save format can
+// carry: it quotes neither blanks in names of chains and interfaces nor line
+// ends in comments, and a line has at most 255 words.
+func printable(e *tables.Engine) bool {
+	for id := range tables.NumTables {
+		for _, ch := range e.Ruleset().Table(id).Chains() {
+			if !plainName.MatchString(ch.Name) {
+				return false
+			}
+			for _, r := range ch.Rules() {
+				text := r.Save()
+				if strings.ContainsAny(text, "\n\x00") || len(text) > 1000 {
+					return false
+				}
+				for _, name := range []string{r.In, r.Out} {
+					if name != "" && !plainName.MatchString(name) {
+						return false
+					}
+				}
+			}
+		}
+	}
+	return true
+}
+
+// FuzzRestore: what restores, saves; what was saved restores to the same.
+func FuzzRestore(f *testing.F) {
+	for _, name := range []string{"docker", "shorewall"} {
+		data, err := os.ReadFile("testdata/rulesets/" + name + ".rules")
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(string(data), false)
+	}
+	for _, name := range transcripts(f) {
+		for _, s := range readTranscript(f, name) {
+			if s.stdin != "" {
+				f.Add(s.stdin, strings.HasPrefix(s.argv[0], "ip6"))
+			}
+		}
+	}
+	f.Fuzz(func(t *testing.T, text string, v6 bool) {
+		if len(text) > 1<<16 {
+			t.Skip()
+		}
+		prog := "iptables"
+		if v6 {
+			prog = "ip6tables"
+		}
+		first := newEngines()
+		code, _, _ := ours(first)([]string{prog + "-restore", "-c"}, text)
+		if code < 0 || code > 4 {
+			t.Fatalf("exit code %d", code)
+		}
+		e := first.engine(packet.IPv4)
+		if v6 {
+			e = first.engine(packet.IPv6)
+		}
+		if !printable(e) {
+			t.Skip()
+		}
+		_, saved, _ := ours(first)([]string{prog + "-save", "-c"}, "")
+		second := newEngines()
+		if code, out, e := ours(second)([]string{prog + "-restore", "-c"}, saved); code != 0 {
+			t.Fatalf("%s does not restore: %d %s%s\nit came from %s", saved, code, out, e, text)
+		}
+		if _, again, _ := ours(second)([]string{prog + "-save", "-c"}, ""); again != saved {
+			t.Fatalf("saved\n%s\nsaved again\n%s\nit came from %s", saved, again, text)
+		}
+	})
+}
+
+// FuzzCommand: no command line upsets the program.
+func FuzzCommand(f *testing.F) {
+	for _, name := range transcripts(f) {
+		for _, s := range readTranscript(f, name) {
+			if s.stdin == "" {
+				f.Add(s.line)
+			}
+		}
+	}
+	f.Fuzz(func(t *testing.T, line string) {
+		argv, err := shellWords(line)
+		if err != nil || len(argv) == 0 {
+			t.Skip()
+		}
+		en := newEngines()
+		code, _, stderr := ours(en)(argv, "")
+		if code < 0 || code > 4 {
+			t.Fatalf("%q: exit code %d", argv, code)
+		}
+		if code != 0 && stderr == "" {
+			t.Fatalf("%q: exit code %d without a word", argv, code)
+		}
+	})
+}
