@@ -471,7 +471,7 @@ func (ps *Parser) extOption(a *Args, i int, name, text string) error {
 		if o.NotText != "" {
 			return Usagef("%s", strings.ReplaceAll(o.NotText, "%s", name))
 		}
-		return Usagef("%s: option \"--%s\" cannot be inverted.\n", a.Ext, name)
+		return Usagef("%s: option \"--%s\" cannot be inverted.\n", a.Ext, o.Name)
 	}
 	val := Value{Set: true, Not: ps.invert}
 	words := []string{text}
@@ -486,7 +486,7 @@ func (ps *Parser) extOption(a *Args, i int, name, text string) error {
 		ps.pos++
 		words = append(words, w)
 	}
-	oc := &OptionContext{Ext: a.Ext, Name: name, Family: a.Family, Proto: a.Proto, ProtoNot: a.ProtoNot, Args: a, Warn: ps.warn}
+	oc := &OptionContext{Ext: a.Ext, Name: o.Name, Family: a.Family, Proto: a.Proto, ProtoNot: a.ProtoNot, Args: a, Warn: ps.warn}
 	if err := o.Type.Parse(oc, words, &val); err != nil {
 		return err
 	}

@@ -76,6 +76,13 @@ func (t UintRange) Args() int { return 1 }
 func (t UintRange) Parse(o *OptionContext, text []string, v *Value) error {
 	s := text[0]
 	v.Lo, v.Hi = 0, t.Max
+	if strings.Count(s, ":") > 1 {
+		return Usagef("%s: Too many components for option \"--%s\" (max: 2)\n", o.Ext, o.Name)
+	}
+	if s == "" {
+		v.Hi = 0
+		return nil
+	}
 	if !strings.HasPrefix(s, ":") {
 		n, rest, ok := Strtoul(s, 0, t.Max)
 		if !ok {

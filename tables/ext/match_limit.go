@@ -35,13 +35,16 @@ func (rateType) Parse(_ *tables.OptionContext, text []string, v *tables.Value) e
 			}
 		}
 	}
-	n := atoi(num)
+	n := atoi(strings.TrimPrefix(num, "-"))
+	if mult != 0 && n != 0 && num[0] == '-' {
+		return tables.Usagef("Rate too fast \"%s\"", text[0])
+	}
 	if mult == 0 || n == 0 {
 		return tables.Usagef("bad rate \"%s\"'", text[0])
 	}
 	v.Lo = limitScale * mult / n
 	if v.Lo == 0 {
-		return tables.Usagef("Rate too fast \"%s\"\n", text[0])
+		return tables.Usagef("Rate too fast \"%s\"", text[0])
 	}
 	return nil
 }

@@ -93,7 +93,7 @@ var targetLOG = &tables.Target{
 		if numeric {
 			s += fmt.Sprintf(" flags %d level %d", logFlagBits(a), logLevelOf(a))
 		} else {
-			names := [...]string{"emerg", "alert", "crit", "error", "warn", "notice", "info", "debug"}
+			names := [...]string{"emerg", "alert", "crit", "err", "warn", "notice", "info", "debug"}
 			s += " level " + names[logLevelOf(a)&7]
 			for _, f := range logFlags {
 				if a.Has(f.option) {
