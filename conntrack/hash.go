@@ -260,23 +260,44 @@ func (t *Table) move(st, old *hashState, h uint64) {
 // keep is how many overflow buckets insertion leaves to move.
 func (st *hashState) keep() int { return len(st.overflow) / 2 }
 
-// growTo starts growing to n buckets in the background, unless that is under way.
+// growTo starts growing to at least n buckets in the background, unless that is
+// under way.
 func (t *Table) growTo(n int) {
 	if t.growing.CompareAndSwap(false, true) {
 		go func() {
-			t.grow(n)
+			t.moveAll(t.widen(n))
 			t.growing.Store(false)
 		}()
 	}
 }
 
-// grow builds a state of at least n buckets and moves everything there, a chain
-// at a time.
-func (t *Table) grow(n int) {
+// outgrow is called by an insertion that found no place in st. true: there is a
+// wider state now, try again. Only the moving is left to the background.
+func (t *Table) outgrow(st *hashState) bool {
+	if st.old.Load() != nil || t.count.Load()*2 < int64(len(st.buckets))*bucketPlaces/8 {
+		return false // it is not for lack of buckets
+	}
+	for t.state.Load() == st {
+		if t.growing.CompareAndSwap(false, true) {
+			next := t.widen(len(st.buckets) * 4)
+			go func() {
+				t.moveAll(next)
+				t.growing.Store(false)
+			}()
+			break
+		}
+		spin()
+	}
+	return true
+}
+
+// widen publishes a state of at least n buckets beside the current one; nil if
+// that is as wide already.
+func (t *Table) widen(n int) *hashState {
 	cur := t.state.Load()
 	size := len(cur.buckets)
 	if n <= size {
-		return
+		return nil
 	}
 	for size < n {
 		size *= 4
@@ -284,6 +305,15 @@ func (t *Table) grow(n int) {
 	next := newHashState(size)
 	next.old.Store(cur)
 	t.state.Store(next)
+	return next
+}
+
+// moveAll takes every chain over, one at a time.
+func (t *Table) moveAll(next *hashState) {
+	if next == nil {
+		return
+	}
+	cur := next.old.Load()
 	for i := range cur.buckets {
 		t.move(next, cur, uint64(i))
 	}

@@ -76,6 +76,16 @@ func (t *Table) Helper(name string) *Helper {
 	return nil
 }
 
+// HelperFor finds a helper by name for connections of a family and protocol; nil if there is none.
+func (t *Table) HelperFor(name string, family, proto uint8) *Helper {
+	for _, h := range *t.helpers.Load() {
+		if h.Name == name && h.fits(family, proto) {
+			return h
+		}
+	}
+	return nil
+}
+
 func (t *Table) helperOf(i uint8) *Helper {
 	if i == 0 {
 		return nil

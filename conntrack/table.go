@@ -184,8 +184,9 @@ func (t *Table) insert(w *Worker, e *Entry, idx uint32) (insertResult, *Entry, u
 			p1.Store(0)
 		}
 		unlockPair(b1, b2)
-		t.growTo(len(st.buckets) * 4)
-		return insertTooLong, nil, 0, 0
+		if !t.outgrow(st) {
+			return insertTooLong, nil, 0, 0
+		}
 	}
 }
 
