@@ -162,6 +162,9 @@ func (s *Snapshot) result(h *hop, dst *[16]byte) (Route, bool) {
 		r.NextHop = h.via
 	} else {
 		r.NextHop = *dst
+		if h.direct && r.PrefSrc == [16]byte{} {
+			r.PrefSrc, _ = s.source4(d.iface, h.via, h.scope)
+		}
 	}
 	return r, true
 }
