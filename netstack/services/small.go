@@ -16,12 +16,12 @@ var streams = map[string]func(net.Conn){
 	},
 	Discard: func(c net.Conn) { io.Copy(io.Discard, c) },
 	Chargen: func(c net.Conn) {
-		line := make([]byte, 0, chargenLine*chargenChars)
-		for i := range chargenChars {
-			line = appendLine(line, i)
+		pattern := make([]byte, 0, chargenTimes*chargenLine*chargenChars)
+		for i := range chargenTimes * chargenChars {
+			pattern = appendLine(pattern, i)
 		}
 		for {
-			if _, err := c.Write(line); err != nil {
+			if _, err := c.Write(pattern); err != nil {
 				return
 			}
 		}
@@ -50,6 +50,7 @@ func linger(c net.Conn) {
 const (
 	chargenChars = 95 // ' ' to '~'
 	chargenLine  = 74 // 72 characters, CR, LF
+	chargenTimes = 18 // the pattern's repetitions in one write, 126 KB
 )
 
 // appendLine appends the i-th line of RFC 864's pattern.
