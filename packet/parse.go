@@ -249,7 +249,7 @@ func (p *Packet) ParseL4() {
 func (p *Packet) checkOffload() Reason {
 	g := &p.GSO
 	n := p.Len()
-	if g.NeedsCsum && int(g.CsumStart)+int(g.CsumOffset)+2 > n {
+	if g.NeedsCsum && (g.CsumStart < p.L4 || int(g.CsumStart)+int(g.CsumOffset)+2 > n) {
 		return DropBadOffload
 	}
 	switch t := g.Type &^ GSOECN; t {
