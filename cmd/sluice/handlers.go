@@ -9,12 +9,11 @@ import (
 
 	"sluice/internal/control"
 	"sluice/internal/iptables"
-	"sluice/packet"
 )
 
 // handlers registers what the control socket can do.
 func (d *daemon) handlers(s *control.Server) {
-	engines := iptables.New(d.router.Engine(packet.IPv4), d.router.Engine(packet.IPv6))
+	engines := d.router.IPTables()
 	for _, name := range iptables.Programs {
 		s.Handle(name, control.Buffered(func(_ context.Context, argv []string, stdin io.Reader, stdout, stderr io.Writer) int {
 			return iptables.Run(engines, argv, stdin, stdout, stderr)

@@ -390,12 +390,12 @@ var refusals = []struct {
 		"13:11: udp://10.0.0.1:80: the http service is for tcp",
 		"14:1: this service has no listen address",
 	}},
-	{"sysctl", "[sysctl]\n\"net.ipv4.ip_fwd\" = 1\n\"net.ipv4.ip_forward\" = 7\nnet.ipv4.conf.eth9.rp_filter = 1\n\"net/netfilter/nf_conntrack_max\" = [1]\n\"net/ipv4/ip_forward\" = true", []string{
+	{"sysctl", "[sysctl]\n\"net.ipv4.ip_fwd\" = 1\n\"net.ipv4.ip_default_ttl\" = 0\nnet.ipv4.conf.eth9.rp_filter = 1\n\"net/netfilter/nf_conntrack_max\" = [1]\n\"net/ipv4/ip_default_ttl\" = true", []string{
 		`2:1: unknown tunable "net.ipv4.ip_fwd"; did you mean net.ipv4.ip_forward?`,
-		`3:1: setting key "net.ipv4.ip_forward": invalid argument "7" (an integer from 0 to 1)`,
+		`3:1: setting key "net.ipv4.ip_default_ttl": invalid argument "0" (an integer from 1 to 255)`,
 		`4:20: net.ipv4.conf.eth9.rp_filter: no interface "eth9"`,
 		"5:36: net/netfilter/nf_conntrack_max: want an integer or a string, not a list",
-		"6:1: net.ipv4.ip_forward is already set at line 3",
+		"6:1: net.ipv4.ip_default_ttl is already set at line 3",
 	}},
 	{"ruleset's form", strings.Join([]string{
 		"[iptables]", `restore = ["none.rules"]`, `rules = ["-A INPUT -j DROP"]`, // 1

@@ -1,9 +1,13 @@
 package config
 
 import (
+	"errors"
 	"slices"
 	"strings"
 
+	"sluice/conntrack"
+	"sluice/internal/iptables"
+	"sluice/nat"
 	"sluice/packet"
 	"sluice/router"
 	"sluice/tables"
@@ -25,7 +29,7 @@ func (c *checker) rulesets() {
 			}
 		}
 		if len(c.errs) == before {
-			c.errs = append(c.errs, c.tryRules(f.family, f.set.Script())...)
+			c.tryRules(f.family, f.set.Script())
 		}
 	}
 }
@@ -71,4 +75,53 @@ func (c *checker) ruleForm(program, table string, l *router.RuleLine) {
 			}
 		}
 	}
+}
+
+// maxRuleErrors ends the search for faults in rules: a file that is in another
+// format altogether has one in each line.
+const maxRuleErrors = 20
+
+// tryRules loads the rules into tables that nothing uses. Loading stops at the
+// first fault, so it is done again without the line, as long as other lines can
+// do without it.
+func (c *checker) tryRules(family uint8, script []router.ScriptLine) {
+	if len(script) == 0 {
+		return
+	}
+	lines := make([]iptables.Line, len(script))
+	for i, l := range script {
+		lines[i] = iptables.Line{File: l.Pos.File, Line: l.Pos.Line, Column: l.Pos.Column, Text: l.Text}
+		for _, a := range l.Args {
+			lines[i].Words = append(lines[i].Words, iptables.Word{Text: a.Text, Line: a.Pos.Line, Column: a.Pos.Column})
+		}
+	}
+	set := c.tunables()
+	ct := conntrack.New(set, conntrack.Options{})
+	env := &tables.Env{CT: ct, NAT: nat.New(ct, set), Sysctl: set}
+	engines := iptables.New(tables.NewEngine(packet.IPv4, env), tables.NewEngine(packet.IPv6, env))
+	for range maxRuleErrors {
+		err := engines.Check(family, lines)
+		if err == nil {
+			return
+		}
+		var at *iptables.ScriptError
+		if !errors.As(err, &at) {
+			c.errorf(router.Position{File: c.ix.file}, "rules: %v", err)
+			return
+		}
+		pos := router.Position{File: at.File, Line: at.Line, Column: at.Column}
+		c.errorf(pos, "%s", strings.TrimPrefix(at.Error(), pos.String()+": "))
+		if !isRule(lines[at.Index].Text) {
+			return
+		}
+		lines[at.Index] = iptables.Line{File: at.File, Line: at.Line, Column: at.Column}
+	}
+}
+
+// isRule: no other line needs this one.
+func isRule(line string) bool {
+	if _, after, ok := strings.Cut(line, "] "); ok && strings.HasPrefix(line, "[") { // counters
+		line = after
+	}
+	return strings.HasPrefix(line, "-A") || strings.HasPrefix(line, "-I") || strings.HasPrefix(line, "--append") || strings.HasPrefix(line, "--insert")
 }
