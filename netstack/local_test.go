@@ -853,3 +853,44 @@ func TestLoss(t *testing.T) {
 		t.Error("nothing was lost")
 	}
 }
+
+// TestTunables: TTL and port range are those that were set.
+func TestTunables(t *testing.T) {
+	w := newWire(t, nil, twoHosts...)
+	a := w.hosts[0]
+	if err := a.SetTTL(77, 99); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.SetPortRange(50000, 50009); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.SetPortRange(60000, 50000); err == nil {
+		t.Error("a port range that ends before it begins is taken")
+	}
+	var wrong atomic.Int64
+	w.watch(func(from *testHost, p *packet.Packet) bool {
+		want := map[uint8]uint8{packet.IPv4: 77, packet.IPv6: 99}[p.Family]
+		if from == a && (p.TTL() != want || p.SrcPort() < 50000 || p.SrcPort() > 50009) {
+			wrong.Add(1)
+		}
+		return true
+	})
+	for _, addr := range []string{"10.0.0.2:7", "[fd00::2]:7"} {
+		echoServer(t, w.hosts[1], "tcp", addr, Owner{})
+		exchange(t, dial(t, a, "tcp", addr, Owner{}), 10000)
+		pc, err := w.hosts[1].ListenPacket("udp", ap(addr), Owner{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer pc.Close()
+		if _, err := dial(t, a, "udp", addr, Owner{}).Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		if n, _, _, err := pc.ReadFromTo(make([]byte, 9)); n != 1 || err != nil {
+			t.Fatalf("%d bytes, %v", n, err)
+		}
+	}
+	if n := wrong.Load(); n != 0 {
+		t.Errorf("%d packets with another TTL or port", n)
+	}
+}
