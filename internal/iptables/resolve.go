@@ -29,11 +29,20 @@ func (x *tool) resolve(fam uint8, name string) [][16]byte {
 	return x.Resolver.Addrs(fam, name)
 }
 
+// name is an address' name; each is asked for once in a call, and none any more
+// after an answer that took too long.
 func (x *tool) name(fam uint8, addr [16]byte) string {
-	if x.Resolver == nil {
-		return ""
+	if s, ok := x.names[addr]; ok || x.Resolver == nil || x.mute {
+		return s
 	}
-	return x.Resolver.Name(fam, addr)
+	start := time.Now()
+	s := x.Resolver.Name(fam, addr)
+	x.mute = time.Since(start) > lookupTime/2
+	if x.names == nil {
+		x.names = map[[16]byte]string{}
+	}
+	x.names[addr] = s
+	return s
 }
 
 // hostResolver asks the host: /etc/networks, then its resolver.

@@ -189,26 +189,36 @@ func (x *tool) commit(o restoreOptions, s *section, publish bool) error {
 	if publish {
 		do = x.eng.Commit
 	}
-	err := do(func(rs *tables.Ruleset) error { return x.playSection(o, s, rs) })
+	cmds, perr := x.parseSection(o, s)
+	x.line = end
+	err := do(func(rs *tables.Ruleset) error { return x.playSection(o, s, cmds, perr, rs) })
 	if err == nil && publish {
 		x.markUsed(x.fam, s.table)
-	}
-	var done errDone
-	if errors.As(err, &done) {
-		return done.exit // with x.line where it was met
-	}
-	if err == nil {
-		x.line = end
 	}
 	return err
 }
 
-// errDone carries -V and -h out of a commit.
-type errDone struct{ exit exit }
+// parseSection reads the commands of a section as far as they can be read;
+// cmds[i] is line i's. That is done before the engine is asked for a commit, so
+// that nobody waits while host names are looked up.
+func (x *tool) parseSection(o restoreOptions, s *section) (cmds []*command, err error) {
+	cmds = make([]*command, 0, len(s.lines))
+	for _, l := range s.lines {
+		var c *command
+		if l.text[0] != '#' && l.text[0] != ':' {
+			x.line = l.n
+			if c, err = x.parseLine(o, l.text); err != nil {
+				return cmds, err
+			}
+		}
+		cmds = append(cmds, c)
+	}
+	return cmds, nil
+}
 
-func (e errDone) Error() string { return e.exit.Error() }
-
-func (x *tool) playSection(o restoreOptions, s *section, rs *tables.Ruleset) error {
+// playSection carries out a section; perr is why the line after the last of cmds
+// could not be read.
+func (x *tool) playSection(o restoreOptions, s *section, cmds []*command, perr error, rs *tables.Ruleset) error {
 	end := x.line
 	t := rs.Table(s.table)
 	if !o.noflush {
@@ -228,22 +238,24 @@ func (x *tool) playSection(o restoreOptions, s *section, rs *tables.Ruleset) err
 			}
 		}
 	}
-	for _, l := range s.lines {
+	for i, l := range s.lines {
 		x.line = l.n
+		if i == len(cmds) {
+			return perr
+		}
 		var err error
-		switch l.text[0] {
-		case '#':
+		switch c := cmds[i]; {
+		case l.text[0] == '#':
 			x.out.WriteString(l.text)
-		case ':':
+		case l.text[0] == ':':
 			err = x.restoreChain(o, t, l.text[1:])
-		default:
-			err = x.restoreRule(o, rs, l.text)
+		case c != nil:
+			if o.verbose && !o.noflush {
+				c.verbose++
+			}
+			err = x.apply(c, rs)
 		}
 		if err != nil {
-			var end exit
-			if errors.As(err, &end) {
-				return errDone{end}
-			}
 			return err
 		}
 	}
@@ -337,17 +349,17 @@ func parseCounter(s string) (uint64, bool) {
 	return v, true
 }
 
-// restoreRule reads a line with a command, perhaps with counters before it.
-func (x *tool) restoreRule(o restoreOptions, rs *tables.Ruleset, text string) error {
+// parseLine reads a line with a command, perhaps with counters before it.
+func (x *tool) parseLine(o restoreOptions, text string) (*command, error) {
 	var with []string
 	if text[0] == '[' {
 		pair, rest, ok := strings.Cut(text[1:], "]")
 		if !ok {
-			return tables.Usagef("Bad line %d: need ]", x.line)
+			return nil, tables.Usagef("Bad line %d: need ]", x.line)
 		}
 		packets, bytes, ok := strings.Cut(strings.TrimLeft(pair, ":"), ":")
 		if !ok || packets == "" || bytes == "" {
-			return tables.Usagef("Bad line %d: need ]", x.line)
+			return nil, tables.Usagef("Bad line %d: need ]", x.line)
 		}
 		if o.counters {
 			with = []string{"--set-counters", packets, bytes}
@@ -356,16 +368,9 @@ func (x *tool) restoreRule(o restoreOptions, rs *tables.Ruleset, text string) er
 	}
 	words, _, err := splitLine(text)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	c, err := x.parse(append(with, words...))
-	if err != nil || c == nil {
-		return err
-	}
-	if o.verbose && !o.noflush {
-		c.verbose++
-	}
-	return x.apply(c, rs)
+	return x.parse(append(with, words...))
 }
 
 // snap is counters that know only the rules of one moment: others have what they

@@ -24,6 +24,9 @@ type tool struct {
 	restore string
 	// counters answers listings within a restore, where the engine cannot be asked.
 	counters counters
+
+	names map[[16]byte]string // looked up so far
+	mute  bool                // names take too long
 }
 
 func (x *tool) printf(format string, a ...any) { fmt.Fprintf(x.out, format, a...) }
