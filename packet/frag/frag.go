@@ -75,7 +75,7 @@ type Reassembler struct {
 
 // New makes a Reassembler with its tunables in s.
 func New(s *sysctl.Set) *Reassembler {
-	r := &Reassembler{queues: map[key]*queue{}, peers: map[[16]byte]*peer{}, scratch: packet.New()}
+	r := &Reassembler{queues: map[key]*queue{}, peers: map[[16]byte]*peer{}}
 	const big = 1 << 40
 	set := func(time, prefix string, seconds int64, mem *int64) limits {
 		s.New(prefix+"low_thresh", 3<<20, 0, big) // Linux has it and no longer evicts by it
@@ -310,6 +310,9 @@ func (r *Reassembler) Expire(now int64, emit func(first *packet.Packet, user uin
 	for q := r.overdue(now); q != nil; q = r.overdue(now) {
 		if q.first == nil || emit == nil {
 			continue
+		}
+		if r.scratch == nil {
+			r.scratch = packet.New()
 		}
 		p := r.scratch
 		p.SetBytes(q.first)
