@@ -148,8 +148,10 @@ func (tx *Tx) checkGateway6(r *RouteSpec, h *hop) error {
 		}
 		if t := tx.s.tables[TableMain]; t != nil {
 			p, w, ok := t.LookupPrefixLPM(netip.PrefixFrom(gw, 128))
-			if ok && !p.Addr().IsUnspecified() && w.first.typ < RouteBlackhole && (w.first.typ != RouteUnicast || w.first.dev != h.dev) {
-				return errOnlinkGW
+			if ok && !p.Addr().IsUnspecified() {
+				if g := pick(t, gw, w, h.dev, false); g.typ < RouteBlackhole && (g.typ != RouteUnicast || g.dev != h.dev) {
+					return errOnlinkGW
+				}
 			}
 		}
 	default:

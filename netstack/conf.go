@@ -1,7 +1,6 @@
 package netstack
 
 import (
-	"net/netip"
 	"sync"
 	"sync/atomic"
 
@@ -186,11 +185,11 @@ func (cs *confSet) drop(c *Conf) {
 }
 
 // hasAddress: from its first IPv4 address on, an interface no longer follows "default".
-func (c *Conf) hasAddress(a netip.Addr) {
-	if a.Is4() {
-		for k := range c.set4 {
-			c.set4[k] = true
-		}
+func (cs *confSet) hasAddress(c *Conf) {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	for k := range c.set4 {
+		c.set4[k] = true
 	}
 }
 

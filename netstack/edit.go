@@ -106,7 +106,8 @@ func (tx *Tx) addDev(i *packet.Iface) *dev {
 	}
 	tx.s.devs[i.Index] = d
 	if i.Index != 1 && d.conf.V6(V6DisableIPv6) == 0 {
-		tx.kernelRoute(TableLocal, netip.MustParsePrefix("ff00::/8"), hop{dev: int32(i.Index), typ: RouteMulticast, metric: 256})
+		k := multicast6(i.Index)
+		_ = tx.insert(k.to, k.hop, true)
 	}
 	return d
 }
@@ -185,11 +186,11 @@ func (tx *Tx) addAddr(index int, a IfaceAddr) error {
 	}
 	c.addrs = append(c.addrs, a)
 	tx.s.devs[index] = &c
-	c.conf.hasAddress(ip)
 	if ip.Is4() {
-		tx.routes4(&c, a)
-	} else {
-		tx.routes6(&c, a)
+		tx.f.conf.hasAddress(c.conf)
+	}
+	for _, k := range routesOf(&c, a) {
+		_ = tx.insert(k.to, k.hop, true) // appending is never refused
 	}
 	return nil
 }
@@ -219,8 +220,17 @@ func (tx *Tx) DelAddr(index int, p netip.Prefix) error {
 		}
 	}
 	last := is4 && !slices.ContainsFunc(c.addrs, func(a IfaceAddr) bool { return a.Prefix.Addr().Is4() })
+	var keep []kernelRoute
+	for _, a := range c.addrs {
+		if a.Prefix.Addr().Is4() == is4 {
+			keep = append(keep, routesOf(&c, a)...)
+		}
+	}
+	if !is4 && index != 1 {
+		keep = append(keep, multicast6(index))
+	}
 	tx.removeHops(func(q netip.Prefix, h *hop) bool {
-		if q.Addr().Is4() != is4 {
+		if q.Addr().Is4() != is4 || slices.Contains(keep, kernelRoute{q, *h}) {
 			return false
 		}
 		return h.dev == int32(index) && (h.proto == protoKernel || last) ||
@@ -230,15 +240,8 @@ func (tx *Tx) DelAddr(index int, p netip.Prefix) error {
 		tx.forgetSources(drop)
 	}
 	tx.s.devs[index] = &c
-	for _, a := range c.addrs {
-		if a.Prefix.Addr().Is4() && is4 {
-			tx.routes4(&c, a)
-		} else if !a.Prefix.Addr().Is4() && !is4 {
-			tx.routes6(&c, a)
-		}
-	}
-	if !is4 && index != 1 {
-		tx.kernelRoute(TableLocal, netip.MustParsePrefix("ff00::/8"), hop{dev: int32(index), typ: RouteMulticast, metric: 256})
+	for _, k := range keep {
+		_ = tx.insert(k.to, k.hop, true)
 	}
 	return nil
 }
@@ -282,45 +285,60 @@ const (
 	protoStatic = 4
 )
 
-// routes4 is fib_add_ifaddr.
-func (tx *Tx) routes4(d *dev, a IfaceAddr) {
-	ip, dev := a.Prefix.Addr(), int32(d.iface.Index)
-	src := ip // a secondary address' routes prefer the primary one
+// kernelRoute is a route that comes with an address or an interface.
+type kernelRoute struct {
+	to  netip.Prefix
+	hop hop
+}
+
+func multicast6(index int) kernelRoute {
+	return kernelRoute{netip.MustParsePrefix("ff00::/8"),
+		hop{dev: int32(index), typ: RouteMulticast, metric: 256, proto: protoKernel, table: TableLocal}}
+}
+
+// routesOf is what comes with address a of d: fib_add_ifaddr, and what addrconf adds on a router.
+func routesOf(d *dev, a IfaceAddr) (out []kernelRoute) {
+	dev := int32(d.iface.Index)
+	add := func(table uint32, p netip.Prefix, h hop) {
+		h.dev, h.proto, h.table = dev, protoKernel, table
+		out = append(out, kernelRoute{p, h})
+	}
+	ip, net := a.Prefix.Addr(), a.Prefix.Masked()
+	if ip.Is6() {
+		add(TableLocal, netip.PrefixFrom(ip, 128), hop{typ: RouteLocal})
+		if dev == 1 {
+			return out
+		}
+		add(TableMain, net, hop{typ: RouteUnicast, metric: 256})
+		if net.Bits() < 127 && d.conf.V6(V6Forwarding) != 0 {
+			add(TableLocal, netip.PrefixFrom(net.Addr(), 128), hop{typ: RouteAnycast}) // the subnet-router anycast address
+		}
+		return out
+	}
+	src := ip // a secondary address' route prefers the primary one
 	for _, o := range d.addrs {
-		if a.Secondary && !o.Secondary && o.Prefix.Masked() == a.Prefix.Masked() {
+		if a.Secondary && !o.Secondary && o.Prefix.Masked() == net {
 			src = o.Prefix.Addr()
 		}
 	}
-	h := hop{dev: dev, typ: RouteLocal, scope: ScopeHost, nhScope: ScopeNowhere, src: addr16(src)}
-	tx.kernelRoute(TableLocal, netip.PrefixFrom(ip, 32), h)
-	if a.Secondary || a.Prefix.Bits() == 32 {
-		return
+	h := hop{typ: RouteLocal, scope: ScopeHost, nhScope: ScopeNowhere, src: addr16(src)}
+	add(TableLocal, netip.PrefixFrom(ip, 32), h)
+	if a.Secondary || net.Bits() == 32 {
+		return out
 	}
 	if dev == 1 {
-		tx.kernelRoute(TableLocal, a.Prefix.Masked(), h)
+		add(TableLocal, net, h)
 	}
 	h.scope = ScopeLink
 	if dev != 1 {
 		h.typ = RouteUnicast
-		tx.kernelRoute(TableMain, a.Prefix.Masked(), h)
+		add(TableMain, net, h)
 	}
-	if a.Prefix.Bits() < 31 {
+	if net.Bits() < 31 {
 		h.typ = RouteBroadcast
-		tx.kernelRoute(TableLocal, netip.PrefixFrom(lastAddr4(a.Prefix), 32), h)
+		add(TableLocal, netip.PrefixFrom(lastAddr4(a.Prefix), 32), h)
 	}
-}
-
-// routes6 is what addrconf adds on a router: metric 256, and the subnet's anycast address.
-func (tx *Tx) routes6(d *dev, a IfaceAddr) {
-	ip, dev := a.Prefix.Addr(), int32(d.iface.Index)
-	tx.kernelRoute(TableLocal, netip.PrefixFrom(ip, 128), hop{dev: dev, typ: RouteLocal})
-	if dev == 1 {
-		return
-	}
-	tx.kernelRoute(TableMain, a.Prefix.Masked(), hop{dev: dev, typ: RouteUnicast, metric: 256})
-	if a.Prefix.Bits() < 127 && d.conf.V6(V6Forwarding) != 0 {
-		tx.kernelRoute(TableLocal, netip.PrefixFrom(a.Prefix.Masked().Addr(), 128), hop{dev: dev, typ: RouteAnycast})
-	}
+	return out
 }
 
 func lastAddr4(p netip.Prefix) netip.Addr {
@@ -344,11 +362,6 @@ func linkLocal(name string) netip.Addr {
 	}
 	b[8] &^= 2 // not a globally unique identifier (RFC 4291 2.5.1)
 	return netip.AddrFrom16(b)
-}
-
-func (tx *Tx) kernelRoute(table uint32, p netip.Prefix, h hop) {
-	h.proto, h.table = protoKernel, table
-	_ = tx.insert(p, h, true) // appending is never refused
 }
 
 // AddRoute adds a route. It is refused where Linux refuses it.
