@@ -85,6 +85,8 @@ type edge struct {
 	rule int
 }
 
+func (x edge) equal(y edge) bool { return x.to == y.to && x.jump == y.jump }
+
 // fork gives a code that can be extended apart from k. The array of ops is
 // shared: programs made of k do not look past their own length of it.
 func (k *code) fork() *code {

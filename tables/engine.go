@@ -1,8 +1,11 @@
 package tables
 
 import (
+	"slices"
 	"sync"
 	"sync/atomic"
+
+	"sluice/hooks"
 )
 
 // Engine holds one family's rules: the live program that packets use and the
@@ -95,11 +98,10 @@ func (e *Engine) commit(edit func(*Ruleset) error, publish bool) error {
 	ed := next.edit
 	next.edit = nil
 	e.nextSlot = slot
-	old := e.src
 	e.src = next
 	e.setCounters(ed)
 	e.live.Store(pr)
-	e.retire(old, next, ed)
+	e.retire(ed)
 	return nil
 }
 
@@ -107,7 +109,7 @@ func (e *Engine) compile(rs *Ruleset) (*Program, error) {
 	pr := &Program{Ruleset: rs, Family: rs.Family}
 	for id, t := range rs.tables {
 		if rs.edit == nil || rs.edit.tables[id] {
-			if err := e.compileTable(t); err != nil {
+			if err := e.compileTable(t, rs.edit); err != nil {
 				return nil, err
 			}
 		}
@@ -126,14 +128,44 @@ func (e *Engine) compile(rs *Ruleset) (*Program, error) {
 	return pr, nil
 }
 
-func (e *Engine) compileTable(t *Table) (err error) {
+// compileTable compiles the chains that an edit touched (ed nil: all) and links
+// the table anew if their jumps changed.
+func (e *Engine) compileTable(t *Table, ed *edit) (err error) {
 	var first *Chain
-	for _, c := range t.chains {
+	compile := func(c *Chain) {
 		if x := e.compileChain(t, c); x != nil && (first == nil || c.before(first)) {
 			first, err = c, x
 		}
 	}
-	if err == nil {
+	if ed == nil || ed.shrunk[t.ID] {
+		for _, c := range t.chains {
+			compile(c)
+		}
+		if err == nil {
+			t.depth, err = link(t)
+		}
+		return err
+	}
+	same := true
+	for c, was := range ed.owned {
+		if t.chains[c.Name] != c {
+			continue // another table's
+		}
+		compile(c)
+		same = same && err == nil && was != nil && slices.EqualFunc(c.code.edges, was.code.edges, edge.equal)
+	}
+	switch {
+	case err != nil:
+	case same: // the same chains are reached from the same hooks
+		for c, was := range ed.owned {
+			if t.chains[c.Name] != c {
+				continue
+			}
+			if x := checkChain(t, c, hooks.Mask(was.code.hooks)); x != nil && (first == nil || c.before(first)) {
+				first, err = c, x
+			}
+		}
+	default:
 		t.depth, err = link(t)
 	}
 	return err
@@ -173,36 +205,11 @@ func (e *Engine) eachWorker(f func(c *Context)) {
 
 // retire takes back the counters of rules that are gone. They are zeroed in the
 // workers in large groups, so that an edit does not wait for workers.
-func (e *Engine) retire(old, now *Ruleset, ed *edit) {
-	for id, t := range old.tables {
-		if !ed.tables[id] {
-			continue
-		}
-		keep := map[*ruleState]bool{}
-		gone := []*Chain{}
-		for name, c := range t.chains {
-			n := now.tables[id].chains[name]
-			if n == c {
-				continue
-			}
-			gone = append(gone, c)
-		}
-		if len(gone) == 0 {
-			continue
-		}
-		for name, c := range now.tables[id].chains {
-			if t.chains[name] != c {
-				for _, r := range c.rules {
-					keep[r.state] = true
-				}
-			}
-		}
-		for _, c := range gone {
-			for _, r := range c.rules {
-				if !keep[r.state] {
-					e.counters.dead = append(e.counters.dead, r.state.id)
-				}
-			}
+func (e *Engine) retire(ed *edit) {
+	for _, st := range ed.removed {
+		if st.compiled {
+			st.compiled = false // a copy of the rule starts afresh
+			e.counters.dead = append(e.counters.dead, st.id)
 		}
 	}
 	if dead := e.counters.dead; len(dead) > 4096 && len(dead) > len(e.counters.base)/4 {

@@ -54,8 +54,10 @@ type Ruleset struct {
 
 // edit collects what a commit has to do besides publishing.
 type edit struct {
-	owned    map[*Chain]bool // chains this edit may change in place
-	tables   [NumTables]bool // tables likewise
+	owned    map[*Chain]*Chain // chains this edit may change in place, and what they were before (nil: new)
+	tables   [NumTables]bool   // tables it may change in place
+	shrunk   [NumTables]bool   // tables that lost or renamed a chain
+	removed  []*ruleState      // of rules taken out
 	counters map[*Rule]Counter
 	policies map[*Chain]Counter
 	nextSlot *uint32
@@ -109,7 +111,7 @@ func Empty(family uint8) *Ruleset {
 func (rs *Ruleset) Table(id TableID) *Table {
 	t := rs.tables[id]
 	if rs.edit != nil && !rs.edit.tables[id] {
-		n := &Table{ID: id, rs: rs, chains: make(map[string]*Chain, len(t.chains)+1), refs: make(map[string]int, len(t.refs))}
+		n := &Table{ID: id, rs: rs, depth: t.depth, chains: make(map[string]*Chain, len(t.chains)+1), refs: make(map[string]int, len(t.refs))}
 		for k, v := range t.chains {
 			n.chains[k] = v
 		}
@@ -124,7 +126,7 @@ func (rs *Ruleset) Table(id TableID) *Table {
 
 func (rs *Ruleset) clone(next *uint32) *Ruleset {
 	return &Ruleset{Family: rs.Family, tables: rs.tables, edit: &edit{
-		owned: map[*Chain]bool{}, counters: map[*Rule]Counter{}, policies: map[*Chain]Counter{}, nextSlot: next,
+		owned: map[*Chain]*Chain{}, counters: map[*Rule]Counter{}, policies: map[*Chain]Counter{}, nextSlot: next,
 	}}
 }
 
@@ -175,12 +177,12 @@ func (t *Table) own(op Op, name string) (*Chain, error) {
 	if c == nil {
 		return nil, t.fail(op, syscall.ENOENT, name, 0)
 	}
-	if !t.rs.edit.owned[c] {
+	if _, ok := t.rs.edit.owned[c]; !ok {
 		n := *c
 		n.code = c.code.fork()
+		t.chains[name] = &n
+		t.rs.edit.owned[&n] = c
 		c = &n
-		t.chains[name] = c
-		t.rs.edit.owned[c] = true
 	}
 	return c, nil
 }
@@ -190,6 +192,14 @@ func (t *Table) ref(r *Rule, d int) {
 		if t.refs[r.Jump] += d; t.refs[r.Jump] == 0 {
 			delete(t.refs, r.Jump)
 		}
+	}
+}
+
+// remove notes that a rule leaves its chain.
+func (t *Table) remove(r *Rule) {
+	t.ref(r, -1)
+	if r.state != nil {
+		t.rs.edit.removed = append(t.rs.edit.removed, r.state)
 	}
 }
 
@@ -217,7 +227,7 @@ func (t *Table) NewChain(name string) error {
 	}
 	c := &Chain{Name: name, slot: *t.rs.edit.nextSlot}
 	*t.rs.edit.nextSlot++
-	t.chains[name], t.rs.edit.owned[c] = c, true
+	t.chains[name], t.rs.edit.owned[c] = c, nil
 	return nil
 }
 
@@ -235,6 +245,8 @@ func (t *Table) DeleteChain(name string) error {
 		return t.fail(OpDeleteChain, syscall.ENOTEMPTY, name, 0)
 	}
 	delete(t.chains, name)
+	delete(t.rs.edit.owned, c)
+	t.rs.edit.shrunk[t.ID] = true
 	return nil
 }
 
@@ -262,6 +274,7 @@ func (t *Table) RenameChain(from, to string) error {
 	case c.Builtin:
 		return t.fail(OpRenameChain, syscall.EINVAL, from, 0)
 	}
+	t.rs.edit.shrunk[t.ID] = true
 	delete(t.chains, from)
 	c.Name = to
 	t.chains[to] = c
@@ -345,7 +358,7 @@ func (t *Table) Replace(chain string, n int, r *Rule) error {
 	if n < 1 || n > len(c.rules) {
 		return t.fail(OpReplace, syscall.E2BIG, chain, n)
 	}
-	t.ref(c.rules[n-1], -1)
+	t.remove(c.rules[n-1])
 	c.code = nil
 	c.rules = slices.Clone(c.rules)
 	c.rules[n-1] = t.adopt(r)
@@ -361,7 +374,7 @@ func (t *Table) Delete(chain string, n int) error {
 	if n < 1 || n > len(c.rules) {
 		return t.fail(OpDeleteNum, syscall.E2BIG, chain, n)
 	}
-	t.ref(c.rules[n-1], -1)
+	t.remove(c.rules[n-1])
 	c.code = nil
 	c.rules = slices.Delete(slices.Clone(c.rules), n-1, n)
 	return nil
@@ -399,7 +412,7 @@ func (t *Table) Flush(chain string) error {
 		return err
 	}
 	for _, r := range c.rules {
-		t.ref(r, -1)
+		t.remove(r)
 	}
 	c.rules, c.code = nil, nil
 	return nil

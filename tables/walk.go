@@ -35,7 +35,8 @@ type key struct {
 	sport, dport uint16
 	proto        uint8
 	later        bool // a later fragment
-	l4           bool
+	ports        bool // sport and dport are there
+	lost         bool // IPv6: the transport protocol cannot be found
 }
 
 func (k *key) fill(p *packet.Packet) {
@@ -55,12 +56,11 @@ func (k *key) fill(p *packet.Packet) {
 	}
 	k.proto = p.Proto
 	k.later = p.Flags&packet.LaterFragment != 0
-	if p.Flags&packet.HasL4 != 0 {
-		k.l4 = true
-		if l4 := int(p.L4); len(b) >= l4+4 {
-			k.sport = binary.BigEndian.Uint16(b[l4:])
-			k.dport = binary.BigEndian.Uint16(b[l4+2:])
-		}
+	k.lost = p.Flags&packet.BadHeaders != 0
+	if l4 := int(p.L4); p.Flags&packet.HasPorts != 0 && len(b) >= l4+4 {
+		k.ports = true
+		k.sport = binary.BigEndian.Uint16(b[l4:])
+		k.dport = binary.BigEndian.Uint16(b[l4+2:])
 	}
 }
 
@@ -91,14 +91,20 @@ func (o *op) match(k *key, c *Context, p *packet.Packet) bool {
 	if ck&ckOut != 0 && eq(&k.out, &o.x.out, &o.x.outMask) == (ck&ckOutNot != 0) {
 		return false
 	}
-	if ck&ckProto != 0 && (k.proto == o.proto) == (ck&ckProtoNot != 0) {
-		return false
+	if ck&ckProto != 0 {
+		if k.lost {
+			c.Hotdrop = true // asked for its protocol, Linux gives the packet up
+			return false
+		}
+		if (k.proto == o.proto) == (ck&ckProtoNot != 0) {
+			return false
+		}
 	}
 	if ck&(ckFrag|ckFragNot) != 0 && k.later != (ck&ckFrag != 0) {
 		return false
 	}
 	if ck&ckPorts != 0 {
-		if !k.l4 {
+		if !k.ports {
 			return c.NoPorts(p)
 		}
 		if (k.sport >= o.ports.smin && k.sport <= o.ports.smax) == (ck&ckSportNot != 0) ||

@@ -130,9 +130,9 @@ func icmpPred(v tables.Value, any bool) tables.Pred {
 		if p.Flags&packet.LaterFragment != 0 {
 			return false
 		}
-		// Linux wants four bytes of the header, and drops what has fewer.
+		// Linux wants the header's eight bytes, and drops what has fewer.
 		b := p.Transport()
-		if len(b) < 4 {
+		if len(b) < 8 {
 			c.Hotdrop = true
 			return false
 		}

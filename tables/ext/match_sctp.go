@@ -194,40 +194,39 @@ var matchSCTP = &tables.Match{
 			if !sp.Has(p.SrcPort()) || !dp.Has(p.DstPort()) {
 				return false
 			}
-			ok := set.match(p.Transport()[12:])
-			return ok != inverted
+			ok := set.match(c, p.Transport()[12:])
+			return ok != inverted && !c.Hotdrop
 		}, nil
 	},
 }
 
-// match walks the chunks behind the common header.
-func (s *chunkSet) match(b []byte) bool {
+// match walks the chunks behind the common header. A packet whose chunks cannot
+// be walked is dropped.
+func (s *chunkSet) match(c *tables.Context, b []byte) bool {
 	left := s.types
 	for {
-		if len(b) < 4 {
-			break
+		if len(b) < 4 || b[2]|b[3] == 0 {
+			c.Hotdrop = true
+			return false
 		}
-		typ, flags := b[0], b[1]
-		n := int(b[2])<<8 | int(b[3])
-		if n < 4 {
-			return false // the packet is not what it says it is
-		}
-		hit := s.types[typ] && flags&s.mask[typ] == s.value[typ]
-		switch s.how {
-		case sctpAny:
-			if hit {
-				return true
-			}
-		case sctpAll:
-			if hit {
-				left[typ] = false
-			}
-		case sctpOnly:
-			if !hit {
+		typ, n := b[0], int(b[2])<<8|int(b[3])
+		flagged := b[1]&s.mask[typ] == s.value[typ]
+		switch {
+		case !s.types[typ]:
+			if s.how == sctpOnly {
 				return false
 			}
+		case !flagged:
+		case s.how == sctpAny:
+			return true
+		default:
+			left[typ] = false
 		}
-		b = b[min((n+3)&^3, len(b)):]
+		n = (n + 3) &^ 3
+		if n >= len(b) {
+			break
+		}
+		b = b[n:]
 	}
 	switch s.how {
 	case sctpAll:

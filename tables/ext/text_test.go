@@ -265,7 +265,8 @@ func TestTextIsTrue(t *testing.T) {
 		defer close(done)
 		runtime.LockOSThread()
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			t.Skip("cannot make a network namespace:", err)
+			t.Log("cannot make a network namespace:", err)
+			return
 		}
 		for _, name := range files(t) {
 			compare(t, name)
