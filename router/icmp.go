@@ -36,7 +36,7 @@ func (w *worker) icmpError(p *packet.Packet, typ, code uint8, rest uint32) {
 		e.SetTTL(uint8(w.r.knobs.ttl6.Load()))
 	}
 	// The error belongs to the connection of the packet that caused it (nf_conntrack_attach).
-	attach(e, p)
+	w.ct.Attach(e, p)
 	w.icmpSent++
 	w.queueOutput(e)
 }
@@ -45,12 +45,11 @@ func (w *worker) icmpError(p *packet.Packet, typ, code uint8, rest uint32) {
 // the router's own, else the one that an answer to the sender would get.
 // plen is the length of that route's prefix.
 func (w *worker) errorSource(p *packet.Packet, own bool) (from [16]byte, plen int, ok bool) {
-	q := netstack.Query{Family: p.Family, TOS: p.TOS(), Dst: p.Src()}
-	back, ok := w.fib.Lookup(&q)
-	if !ok {
+	var back netstack.Route
+	if !w.fib.Back(p, &back) {
 		return from, 0, false
 	}
-	plen = w.fib.PrefixLen(&q)
+	plen = int(back.PrefixLen)
 	if own {
 		return p.Dst(), plen, true
 	}
@@ -65,20 +64,9 @@ func (w *worker) errorSource(p *packet.Packet, own bool) (from [16]byte, plen in
 		if p.Family == packet.IPv6 {
 			to = p.Src()
 		}
-		from, ok = w.fib.SourceFor(p.Family, back.Out, to)
+		from, ok = w.fib.SourceFor(p.Family, back.Dev, to)
 	}
 	return from, plen, ok
-}
-
-func attach(e, p *packet.Packet) {
-	if p.Ct == 0 {
-		return
-	}
-	e.Ct = p.Ct
-	e.CtInfo = packet.CtRelatedReply
-	if p.CtInfo.Reply() {
-		e.CtInfo = packet.CtRelated
-	}
 }
 
 // redirect tells a host that the next hop is on its own link (ip_rt_send_redirect).

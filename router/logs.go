@@ -1,11 +1,11 @@
 package router
 
 import (
+	"context"
 	"log/slog"
 	"sync"
 	"sync/atomic"
 
-	"sluice/hooks"
 	"sluice/packet"
 )
 
@@ -31,7 +31,7 @@ func newLogs(log *slog.Logger) *logs {
 	go func() {
 		defer l.done.Done()
 		for line := range l.lines {
-			l.log.Log(nil, slogLevel(line.level), line.text)
+			l.log.Log(context.Background(), slogLevel(line.level), line.text)
 			if n := l.lost.Swap(0); n > 0 {
 				l.log.Warn("LOG: lines lost", "lines", n)
 			}
@@ -67,7 +67,7 @@ func slogLevel(syslog uint8) slog.Level {
 }
 
 // logPacket is what the LOG target calls on a worker.
-func (w *worker) logPacket(h hooks.Hook, prefix string, level, flags uint8, p *packet.Packet) {
-	w.logBuf = w.r.formatLog(w.logBuf[:0], h, prefix, flags, p)
+func (w *worker) logPacket(prefix string, level, flags uint8, p *packet.Packet) {
+	w.logBuf = append(w.logBuf[:0], prefix...)
 	w.r.logs.add(level, string(w.logBuf))
 }

@@ -50,19 +50,24 @@ func (w *worker) run(h hooks.Hook, p *packet.Packet) (done, ok bool) {
 
 // routeIn is the routing decision for a packet from outside.
 func (w *worker) routeIn(p *packet.Packet) bool {
-	rt, redirect, reason := w.fib.Input(p)
-	if reason != 0 {
+	var rt netstack.Route
+	if reason := w.fib.Input(p, &rt); reason != 0 {
 		return w.martian(p, reason)
 	}
 	if p.Family == packet.IPv4 && p.Is(packet.Options) && !w.receiveOptions(p) {
 		return false
 	}
 	switch rt.Type {
-	case netstack.RouteLocal, netstack.RouteBroadcast, netstack.RouteAnycast, netstack.RouteMulticast:
+	case netstack.RouteLocal, netstack.RouteBroadcast, netstack.RouteAnycast:
+		return w.input(p)
+	case netstack.RouteMulticast:
+		if !w.fib.MulticastMember(p) {
+			return drop(p, reasonMulticast)
+		}
 		return w.input(p)
 	case netstack.RouteUnicast:
 		setRoute(p, &rt)
-		return w.forward(p, redirect)
+		return w.forward(p)
 	}
 	return w.noRoute(p, &rt)
 }
@@ -97,10 +102,10 @@ func (w *worker) input(p *packet.Packet) bool {
 }
 
 // forward passes a packet on: TTL, MTU, FORWARD, then out.
-func (w *worker) forward(p *packet.Packet, redirect bool) bool {
+func (w *worker) forward(p *packet.Packet) bool {
 	v4 := p.Family == packet.IPv4
-	if !v4 && w.fib.Conf(p.In).V6(netstack.V6Forwarding) == 0 {
-		return drop(p, reasonForwardingOff)
+	if !w.fib.Forwarding(p.In, p.Family) {
+		return drop(p, netstack.ReasonForwardingOff)
 	}
 	if p.TTL() <= 1 {
 		w.icmpError(p, pick(v4, 11, 3), 0, 0)
@@ -115,7 +120,7 @@ func (w *worker) forward(p *packet.Packet, redirect bool) bool {
 		w.icmpError(p, pick(v4, 3, 2), pick(v4, 4, 0), uint32(mtuOf(p)))
 		return drop(p, reasonTooBig)
 	}
-	if v4 && redirect {
+	if v4 && p.In == p.Out && w.fib.SendRedirects(p) {
 		w.redirect(p)
 	}
 	p.SetTTL(p.TTL() - 1)
@@ -142,11 +147,10 @@ func (w *worker) output(p *packet.Packet) bool {
 
 // routeOut is the routing decision for a packet of the router's own.
 func (w *worker) routeOut(p *packet.Packet) bool {
-	rt, ok := w.fib.Lookup(&netstack.Query{Family: p.Family, TOS: p.TOS(), Src: p.Src(), Dst: p.Dst(), Mark: p.Mark})
-	if ok {
-		if rt.Type == netstack.RouteLocal {
-			rt.Out, rt.MTU = w.r.lo, uint32(w.r.lo.MTU)
-		}
+	p.Out = nil
+	var rt netstack.Route
+	w.fib.Output(p, &rt)
+	if rt.Dev != nil {
 		setRoute(p, &rt)
 		return true
 	}
@@ -249,7 +253,7 @@ func pick(v4 bool, four, six uint8) uint8 {
 }
 
 func setRoute(p *packet.Packet, rt *netstack.Route) {
-	p.Out = rt.Out
+	p.Out = rt.Dev
 	p.Route = packet.RouteRef{Type: uint8(rt.Type), MTU: rt.MTU, NextHop: rt.NextHop}
 }
 

@@ -9,7 +9,7 @@ var (
 	reasonUnreachable     = packet.NewReason("ip.unreachable", "an unreachable route; host unreachable was sent")
 	reasonProhibit        = packet.NewReason("ip.prohibit", "a prohibit route; communication administratively prohibited was sent")
 	reasonBlackhole       = packet.NewReason("ip.blackhole", "a blackhole route")
-	reasonForwardingOff   = packet.NewReason("ip.forwarding_off", "the incoming interface does not forward")
+	reasonMulticast       = packet.NewReason("ip.multicast", "a group that the router has not joined; multicast is not forwarded")
 	reasonScope           = packet.NewReason("ip.scope", "an IPv6 address whose scope does not leave the link")
 	reasonTooBig          = packet.NewReason("ip.too_big", "larger than the next hop's MTU and must not be fragmented; fragmentation needed or packet too big was sent")
 	reasonFragment        = packet.NewReason("ip.fragment_failed", "could not be fragmented to the next hop's MTU")

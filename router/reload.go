@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 
 	"sluice/internal/sysctl"
 	"sluice/netstack"
@@ -93,9 +94,11 @@ func (r *Router) apply(cfg *Config) (err error) {
 	for _, l := range made {
 		r.attach(l)
 	}
-	rules.commit()
+	if err := rules.commit(); err != nil {
+		r.log.Error("rules that were found good are refused", "err", err)
+	}
 	for _, l := range oldLinks {
-		if !contains(next, l) && !l.gone {
+		if !slices.Contains(next, l) && !l.gone {
 			r.detach(l)
 			r.nat.InterfaceGone(l.iface.Index)
 			l.link.Close()
@@ -107,15 +110,6 @@ func (r *Router) apply(cfg *Config) (err error) {
 	r.dropLostAddresses(r.cfg, cfg)
 	r.cfg = cfg
 	return nil
-}
-
-func contains(ls []*link, l *link) bool {
-	for _, x := range ls {
-		if x == l {
-			return true
-		}
-	}
-	return false
 }
 
 // sortLinks brings links into the configuration's order.

@@ -8,9 +8,11 @@ import (
 	"os"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"sluice/conntrack"
+	"sluice/internal/iptables"
 	"sluice/internal/sysctl"
 	"sluice/nat"
 	"sluice/netstack"
@@ -39,6 +41,7 @@ type Router struct {
 	ct        *conntrack.Table
 	nat       *nat.NAT
 	engines   [2]*tables.Engine // IPv4, IPv6
+	iptables  iptables.Engines
 	envs      [2]*tables.Env
 	fib       *netstack.FIB
 	lo        *packet.Iface
@@ -51,6 +54,9 @@ type Router struct {
 	logs      *logs
 	workers   []*worker
 	busyPoll  time.Duration
+
+	replaying atomic.Bool
+	replayed  atomic.Int64 // the clock of a replay, ns
 
 	mu        sync.Mutex // guards what follows; no packet takes it
 	cfg       *Config
@@ -95,7 +101,7 @@ func New(cfg *Config, opt Options) (*Router, error) {
 	}
 	r.fib = netstack.NewFIB(s)
 	r.lo = r.fib.Loopback()
-	r.ct = conntrack.New(s, conntrack.Options{})
+	r.ct = conntrack.New(s, conntrack.Options{Clock: r.clock})
 	r.nat = nat.New(r.ct, s)
 	r.frags = frag.New(s)
 	r.limit = newICMPLimiter(s)
@@ -106,12 +112,13 @@ func New(cfg *Config, opt Options) (*Router, error) {
 		ttl4:             s.New("net.ipv4.ip_default_ttl", 64, 1, 255),
 		ttl6:             s.Lookup("net.ipv6.conf.all.hop_limit"),
 	}
-	for f, fam := range []uint8{packet.IPv4, packet.IPv6} {
-		r.envs[f] = &tables.Env{Sysctl: s, Routes: routes{r}, DoWorkers: func(run func(*tables.Context)) {
+	for f, fam := range families {
+		r.envs[f] = &tables.Env{CT: r.ct, NAT: r.nat, Sysctl: s, Routes: routes{r}, DoWorkers: func(run func(*tables.Context)) {
 			r.eachWorker(func(w *worker) { run(&w.ctx[f]) })
 		}}
 		r.engines[f] = tables.NewEngine(fam, r.envs[f])
 	}
+	r.iptables = iptables.New(r.engines[0], r.engines[1])
 	r.logs = newLogs(opt.Log)
 
 	n := cfg.Router.Workers
@@ -139,8 +146,14 @@ func New(cfg *Config, opt Options) (*Router, error) {
 	return r, nil
 }
 
-// clock is the routers' time: monotonic nanoseconds since it started.
-func (r *Router) clock() int64 { return int64(time.Since(r.started)) }
+// clock is the router's time: monotonic nanoseconds since it started, or, of a
+// router of capture files, since their first packet.
+func (r *Router) clock() int64 {
+	if r.replaying.Load() {
+		return r.replayed.Load()
+	}
+	return int64(time.Since(r.started))
+}
 
 // Run moves packets until ctx ends. A router of capture files alone ends by
 // itself, when all are read.

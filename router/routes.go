@@ -14,28 +14,9 @@ func (x routes) AddrType(fam uint8, addr [16]byte, dev *packet.Iface) uint8 {
 	return uint8(x.r.fib.Load().AddrType(fam, addr, dev))
 }
 
-// ReversePath: would an answer to p leave by the interface it came in by?
-// loose: by any.
 func (x routes) ReversePath(p *packet.Packet, loose, validmark, acceptLocal bool) bool {
-	s := x.r.fib.Load()
-	q := netstack.Query{Family: p.Family, TOS: p.TOS(), Dst: p.Src(), Src: p.Dst()}
-	if validmark {
-		q.Mark = p.Mark
-	}
-	if p.Family == packet.IPv6 && !loose {
-		q.In = nil
-		if linkScope(q.Dst) {
-			q.Out = p.In
-		}
-	}
-	rt, ok := s.Lookup(&q)
-	if !ok || rt.Type != netstack.RouteUnicast && !(acceptLocal && rt.Type == netstack.RouteLocal) {
-		return false
-	}
-	return loose || rt.Out == p.In
+	return x.r.fib.ReversePath(p, loose, validmark, acceptLocal)
 }
-
-func linkScope(a [16]byte) bool { return a[0] == 0xfe && a[1]&0xc0 == 0x80 }
 
 func (x routes) SourceFor(fam uint8, dev *packet.Iface, nexthop [16]byte) ([16]byte, bool) {
 	return x.r.fib.Load().SourceFor(fam, dev, nexthop)
@@ -106,7 +87,7 @@ func (r *Router) localOptions(workers int) netstack.LocalOptions {
 			if fam == packet.IPv6 {
 				to = addr16(dst)
 			}
-			a, ok := r.fib.Load().SourceFor(fam, rt.Out, to)
+			a, ok := r.fib.Load().SourceFor(fam, rt.Dev, to)
 			return netstack.Addr(fam, a), ok
 		},
 		PathMTU: func(dst netip.Addr) int {
@@ -117,7 +98,10 @@ func (r *Router) localOptions(workers int) netstack.LocalOptions {
 			return int(rt.MTU)
 		},
 		AllowICMP: func(family, typ, code uint8, dst netip.Addr) bool {
-			plen := r.fib.Load().PrefixLen(&netstack.Query{Family: family, Dst: addr16(dst)})
+			plen := 128
+			if family == packet.IPv6 {
+				plen = 64 // as for a neighbour: a route of its own is not looked up
+			}
 			return r.limit.allow(family, typ, code, addr16(dst), plen, r.clock())
 		},
 	}

@@ -160,8 +160,9 @@ func (r *Router) Status() *Status {
 func tableStatus(family string, e *tables.Engine) []TableStatus {
 	var out []TableStatus
 	v := e.View(nil)
-	for _, t := range v.Ruleset.Tables() {
-		ts := TableStatus{Family: family, Name: t.ID.String()}
+	for id := range tables.NumTables {
+		t := v.Ruleset.Table(id)
+		ts := TableStatus{Family: family, Name: id.String()}
 		for _, c := range t.Chains() {
 			cs := ChainStatus{Name: c.Name}
 			if c.Builtin {
@@ -170,7 +171,7 @@ func tableStatus(family string, e *tables.Engine) []TableStatus {
 			}
 			for _, rule := range c.Rules() {
 				k := v.Rule(rule)
-				cs.Rules = append(cs.Rules, RuleStatus{rule.Save(c.Name), k.Packets, k.Bytes})
+				cs.Rules = append(cs.Rules, RuleStatus{"-A " + c.Name + rule.Save(), k.Packets, k.Bytes})
 			}
 			ts.Chains = append(ts.Chains, cs)
 		}

@@ -38,6 +38,7 @@ type worker struct {
 
 	ports   []*port // by interface index; nil: none
 	reads   []reader
+	files   []reader // capture files: nothing to wait on
 	batch   []*packet.Packet
 	pool    []*packet.Packet // free packets for what the router makes
 	outq    []*packet.Packet // made by the router, waiting to pass OUTPUT
@@ -56,6 +57,7 @@ type worker struct {
 	delivered   uint64
 	icmpSent    uint64
 	icmpLimited uint64
+	settled     uint64 // delivered, when a replay last waited for the local stack
 	batches     uint64
 	packets     uint64
 }
@@ -84,7 +86,7 @@ func newWorker(r *Router, id int) (*worker, error) {
 		w.natTable[h] = func(p *packet.Packet) hooks.Verdict { return w.walk(tables.NAT, h, p) }
 	}
 	for f := range w.ctx {
-		w.ctx[f] = tables.Context{Worker: id, CT: w.ct, NAT: r.nat, Env: r.envs[f], Output: w.queueOutput, Alloc: w.alloc, Log: w.logPacket}
+		w.ctx[f] = tables.Context{Worker: id, CT: w.ct, NAT: r.nat, Env: r.envs[f], Output: w.queueOutput, Alloc: w.alloc, ICMPError: w.icmpError, Log: w.logPacket}
 	}
 	for range batchSize {
 		w.batch = append(w.batch, packet.New())
@@ -119,7 +121,7 @@ func (w *worker) loop() {
 			for end := time.Now().Add(spin); spin > 0 && n <= 0 && time.Now().Before(end); {
 				n, err = unix.EpollWait(w.epoll, events, 0)
 			}
-			if n <= 0 && w.r.rings.Arm(w.id) && w.commands.Load() == nil {
+			if n <= 0 && len(w.files) == 0 && w.r.rings.Arm(w.id) && w.commands.Load() == nil {
 				n, err = unix.EpollWait(w.epoll, events, -1)
 			}
 		}
@@ -137,6 +139,9 @@ func (w *worker) loop() {
 			w.drain(int(e.Fd))
 		}
 		w.drainLocal()
+		if len(w.files) > 0 {
+			w.readFiles()
+		}
 		w.end()
 		w.runCommands()
 	}
@@ -243,10 +248,11 @@ func (w *worker) plug(l *link) {
 	w.ports[l.iface.Index] = d
 	for i := w.id; i < n; i += len(w.r.workers) {
 		q := reader{d, l.link.Queue(i), l.link.Queue(i).FD()}
-		w.reads = append(w.reads, q)
 		if q.fd < 0 {
+			w.files = append(w.files, q)
 			continue
 		}
+		w.reads = append(w.reads, q)
 		if err := w.watch(q.fd); err != nil {
 			w.r.log.Error("watching a queue", "interface", l.cfg.Name, "err", err)
 		}
@@ -265,11 +271,10 @@ func (w *worker) unwatch(l netstack.Link) {
 		if q.link != l {
 			return false
 		}
-		if q.fd >= 0 {
-			unix.EpollCtl(w.epoll, unix.EPOLL_CTL_DEL, q.fd, nil)
-		}
+		unix.EpollCtl(w.epoll, unix.EPOLL_CTL_DEL, q.fd, nil)
 		return true
 	})
+	w.files = slices.DeleteFunc(w.files, func(q reader) bool { return q.link == l })
 }
 
 // port is where packets for i leave; nil if there is no such device any more.
@@ -349,18 +354,20 @@ func (w *worker) settle() {
 	w.outq = w.outq[:0]
 }
 
-// drainInbox sends what the local stack wants out.
-func (w *worker) drainLocal() {
+// drainLocal sends what the local stack wants out; false: it wants nothing.
+func (w *worker) drainLocal() (any bool) {
 	for range 4 * batchSize {
 		p := w.alloc()
 		if !w.r.rings.Get(w.id, p) {
 			w.free(p)
 			break
 		}
+		any = true
 		w.outq = append(w.outq, p)
 		w.settle()
 	}
 	w.flush()
+	return any
 }
 
 // kick wakes the worker; any goroutine may call it.
