@@ -150,8 +150,13 @@ func (b *buffer) String() string {
 // start runs a router and waits until it is ready.
 func (p *place) start(args ...string) *running {
 	p.t.Helper()
-	r := &running{log: &buffer{}, stdout: &buffer{}, done: make(chan struct{})}
-	r.Cmd = p.command(append([]string{p.bin}, args...)...)
+	return p.await(p.command(append([]string{p.bin}, args...)...))
+}
+
+// await starts a command that is a router and waits until it is ready.
+func (p *place) await(c *exec.Cmd) *running {
+	p.t.Helper()
+	r := &running{Cmd: c, log: &buffer{}, stdout: &buffer{}, done: make(chan struct{})}
 	r.Stdout, r.Stderr = r.stdout, r.log
 	if err := r.Start(); err != nil {
 		p.t.Fatal(err)

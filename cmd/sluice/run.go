@@ -17,6 +17,7 @@ import (
 
 	"sluice/internal/config"
 	"sluice/internal/control"
+	"sluice/internal/host"
 	"sluice/router"
 )
 
@@ -92,6 +93,10 @@ func (d *daemon) run(ctx context.Context) error {
 		return err
 	}
 	defer d.router.Close()
+	// After the devices are made, and before the first packet.
+	if err := host.DropCapabilities(needs(cfg)...); err != nil {
+		d.log.Warn("the router keeps capabilities that it does not need", "reason", err)
+	}
 	d.handlers(server)
 
 	ctx, cancel := context.WithCancelCause(ctx)

@@ -59,6 +59,22 @@ type setup struct {
 	remove bool
 }
 
+const tunDevice = "/dev/net/tun"
+
+// open lets users open the driver's device, as udev does on most systems: who
+// may attach to what is the driver's to decide.
+func (s *setup) open() error {
+	st, err := os.Stat(tunDevice)
+	if err != nil || st.Mode().Perm()&0o006 == 0o006 {
+		return err
+	}
+	if err := os.Chmod(tunDevice, 0o666); err != nil {
+		return err
+	}
+	fmt.Fprintf(s.out, "%s: users may open it now (mode 0666)\n", tunDevice)
+	return nil
+}
+
 // all goes on after an interface that failed: the others may be fine.
 func (s *setup) all(cfg *router.Config) error {
 	var errs []error
@@ -157,12 +173,17 @@ func (s *setup) device(c *router.InterfaceConfig) error {
 	if c.Owner.Name != "" {
 		uid = &c.Owner.UID
 	}
+	if uid != nil && *uid != 0 {
+		if err := s.open(); err != nil {
+			return err
+		}
+	}
 	if d.Exists {
 		return s.fits(c, &d, uid)
 	}
-	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	fd, err := unix.Open(tunDevice, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return fmt.Errorf("/dev/net/tun: %w", err)
+		return fmt.Errorf("%s: %w", tunDevice, err)
 	}
 	defer unix.Close(fd)
 	ifr, err := unix.NewIfreq(c.Name)

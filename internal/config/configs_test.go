@@ -118,7 +118,8 @@ func offlineCapture(t *testing.T) []byte {
 	version[ipAt] = 0x55
 	write(version) // neither IPv4 nor IPv6
 	length := dns()
-	length[ipAt+2] = 0xff
+	length[ipAt+2] ^= 0xff
+	length[ipAt+10] ^= 0xff // keeps the checksum right
 	write(length) // claims more bytes than there are
 	return out.Bytes()
 }
