@@ -3,32 +3,11 @@
 package packet_test
 
 import (
-	"bytes"
 	"fmt"
 	"testing"
 
 	"sluice/packet"
-	"sluice/packet/packettest"
 )
-
-// super is a super-packet of a description: its checksum partial, as a sender's stack leaves it.
-func super(t testing.TB, desc string, typ uint8, size int) ([]byte, packet.GSO) {
-	p := packettest.New(t, desc)
-	at := 16
-	if p.Proto == packet.ProtoUDP {
-		at = 6
-	}
-	hdr := p.Len() - len(p.Payload())
-	p.GSO = packet.GSO{NeedsCsum: true, CsumStart: p.L4, CsumOffset: uint16(at)}
-	if size != 0 {
-		p.GSO.Type, p.GSO.Size, p.GSO.HdrLen = typ, uint16(size), uint16(hdr)
-	}
-	p.FixChecksums()
-	if r := p.Parse(); r != 0 {
-		t.Fatalf("%s: %v", desc, r)
-	}
-	return bytes.Clone(p.Bytes()), p.GSO
-}
 
 // TestKernelSegment: super-packets through the kernel to a device without
 // offload, and through Segments.

@@ -307,12 +307,6 @@ func TestKernelCut(t *testing.T) {
 	}
 }
 
-func fixHeader(b []byte) {
-	n := int(b[0]&15) * 4
-	b[10], b[11] = 0, 0
-	be.PutUint16(b[10:], ^packet.Sum(b[:min(n, len(b))]))
-}
-
 // TestKernelMutated: frames with a few bytes changed at random, the addresses apart.
 func TestKernelMutated(t *testing.T) {
 	l := newLab(t)

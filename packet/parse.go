@@ -229,9 +229,11 @@ func (p *Packet) view6(b []byte) {
 }
 
 // ParseL4 fills the view again after a rewrite that changed the packet's
-// structure. The network header must be whole and its lengths true.
+// structure. The network header must be whole and its lengths true. A partial
+// checksum moves with the transport header.
 func (p *Packet) ParseL4() {
 	b := p.Bytes()
+	old := p.L4
 	p.Flags &^= viewFlags
 	p.FragOff, p.FragID = 0, 0
 	switch {
@@ -241,6 +243,9 @@ func (p *Packet) ParseL4() {
 		p.view6(b)
 	default:
 		p.Proto, p.L4 = 0, 0
+	}
+	if p.GSO.CsumStart == old {
+		p.GSO.CsumStart = p.L4
 	}
 }
 
