@@ -58,14 +58,14 @@ func (w *worker) errorSource(p *packet.Packet, own bool) (from [16]byte, plen in
 			return from, plen, true
 		}
 	}
-	from = back.PrefSrc
-	if from == [16]byte{} {
-		to := back.NextHop
-		if p.Family == packet.IPv6 {
-			to = p.Src()
-		}
-		from, ok = w.fib.SourceFor(p.Family, back.Dev, to)
+	if back.PrefSrc != [16]byte{} {
+		return back.PrefSrc, plen, true
 	}
+	to := back.NextHop
+	if p.Family == packet.IPv6 {
+		to = p.Src()
+	}
+	from, ok = w.fib.SourceFor(p.Family, back.Dev, to)
 	return from, plen, ok
 }
 

@@ -7,6 +7,9 @@ import (
 
 // openLink opens an interface's device or files.
 func (r *Router) openLink(c *InterfaceConfig, index int) (netstack.Link, error) {
+	if r.opt.Open != nil {
+		return r.opt.Open(c, index)
+	}
 	if c.Type == TypePcap {
 		return netstack.OpenPcap(netstack.PcapConfig{Name: c.Name, Index: index, MTU: c.MTU, Read: c.Read, Write: c.Write, Wall: r.wall})
 	}
