@@ -5,6 +5,7 @@ package packet_test
 import (
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"testing"
 	"time"
 
@@ -14,7 +15,7 @@ import (
 
 // makeFragment makes a fragment by its parts; the datagram is a UDP one whose
 // bytes at each offset are always the same unless twist changes them.
-func makeFragment(v6 bool, id, off, n int, more, df bool, tos, twist byte) []byte {
+func makeFragment(v6 bool, id, off, n int, more, df bool, tos, twist byte, extra ...string) []byte {
 	desc := "udp 10.1.0.2:5000 > 10.2.0.2:53"
 	if v6 {
 		desc = "udp [fd01::2]:5000 > [fd02::2]:53"
@@ -34,14 +35,14 @@ func makeFragment(v6 bool, id, off, n int, more, df bool, tos, twist byte) []byt
 	if df {
 		d = " df"
 	}
-	return packettest.MustFrame(fmt.Sprintf("17 %s frag=%d%s ipid=%d tos=%d%s hex=%x",
-		desc[4:], off, m, id, tos, d, data[from:max(from, off+n)]))
+	return packettest.MustFrame(fmt.Sprintf("17 %s frag=%d%s ipid=%d tos=%d%s %s hex=%x",
+		desc[4:], off, m, id, tos, d, strings.Join(extra, " "), data[from:max(from, off+n)]))
 }
 
 // TestKernelFragments: fragments in many orders, sizes and overlaps.
 func TestKernelFragments(t *testing.T) {
 	l := newLab(t)
-	rnd := rand.New(rand.NewPCG(7, 8))
+	rnd := rand.New(rand.NewPCG(13, 8))
 	id, done := 0, 0
 	for i := range 1500 {
 		v6 := i%2 == 1
@@ -50,6 +51,8 @@ func TestKernelFragments(t *testing.T) {
 		step := 8 * (1 + rnd.IntN(60))
 		var fs [][]byte
 		df := rnd.IntN(3)
+		extra := [2][]string{{"", "opts=94040000", "opts=01010101820400009404000001"}, {"", "ext=hop", "ext=dest", "ext=hop,dest,route", "ext=route,dest"}}[i%2]
+		extra = []string{extra[max(0, rnd.IntN(len(extra)*2)-len(extra))]}
 		for off := 0; off < total; {
 			n := step
 			if rnd.IntN(4) == 0 {
@@ -64,7 +67,7 @@ func TestKernelFragments(t *testing.T) {
 			if rnd.IntN(20) == 0 {
 				tos = byte(rnd.IntN(4))
 			}
-			fs = append(fs, makeFragment(v6, id, off, n, !last, !v6 && (df == 1 || df == 2 && rnd.IntN(2) == 0), tos, 0))
+			fs = append(fs, makeFragment(v6, id, off, n, !last, !v6 && (df == 1 || df == 2 && rnd.IntN(2) == 0), tos, 0, extra...))
 			if off += n; last {
 				break
 			}
@@ -80,7 +83,7 @@ func TestKernelFragments(t *testing.T) {
 			x := fs[rnd.IntN(len(fs))]
 			if rnd.IntN(2) == 0 {
 				off := 8 * rnd.IntN(total/8)
-				x = makeFragment(v6, id, off, max(1, rnd.IntN(80)), rnd.IntN(4) > 0, false, 0, 1)
+				x = makeFragment(v6, id, off, max(1, rnd.IntN(80)), rnd.IntN(4) > 0, false, 0, 1, extra...)
 			}
 			at := rnd.IntN(len(fs) + 1)
 			fs = append(fs[:at], append([][]byte{x}, fs[at:]...)...)

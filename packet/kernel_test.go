@@ -163,8 +163,12 @@ func listing(frames [][]byte) string {
 				b[1] &= 0xf0
 				b[2], b[3] = 0, 0 // flow label
 			}
-			if b[6] == 44 {
-				clear(b[44:48])
+			at, next := 40, 6
+			for b[next] != 44 && (b[next] == 0 || b[next] == 43 || b[next] == 60) && at+8 <= len(b) {
+				next, at = at, at+8*(1+int(b[at+1]))
+			}
+			if b[next] == 44 && at+8 <= len(b) {
+				clear(b[at+4 : at+8])
 			}
 		}
 		fmt.Fprintf(&s, "  %s %x\n", packettest.Describe(b), b[:min(len(b), 100)])
