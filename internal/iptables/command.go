@@ -444,6 +444,9 @@ func (p *parser) finish() error {
 	rules, err := p.ps.Rules(id, c.chain)
 	switch {
 	case err != nil:
+		if no := p.legal(); no != nil && strings.HasPrefix(err.Error(), "Can't use -") {
+			return no // options are checked before interfaces
+		}
 		return err
 	case c.is(cmdReplace) && len(rules) != 1:
 		return tables.Usagef("Replacement rule does not specify a unique address")

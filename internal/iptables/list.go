@@ -169,7 +169,7 @@ func (x *tool) listRule(c *command, num int, r *tables.Rule, n counters) {
 	if c.numeric {
 		proto = strconv.Itoa(int(r.Proto))
 	}
-	x.printf("%-9s %s%-5s%s ", r.TargetName(), not(r.ProtoNot, " "), proto, fragment(r))
+	x.printf("%-9s %s%-4s %s ", r.TargetName(), not(r.ProtoNot, " "), proto, fragment(r))
 	if c.verbose > 0 {
 		any := "any"
 		if c.numeric {
@@ -230,7 +230,11 @@ func iface(name string, inverted bool, any string) string {
 
 // address is an address as -L shows it: with its mask unless that is a host's.
 func (x *tool) address(a tables.Addr, numeric bool) string {
-	if a.Mask == ([16]byte{}) && !numeric {
+	unset := a.Mask
+	if x.fam == packet.IPv6 {
+		unset = a.Addr
+	}
+	if unset == ([16]byte{}) && !numeric {
 		return "anywhere"
 	}
 	s := ""
