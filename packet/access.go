@@ -197,5 +197,5 @@ func (p *Packet) Payload() []byte {
 		}
 		return t[n:]
 	}
-	return t[minL4[p.Proto]:]
+	return t[transports[p.Proto].min:]
 }

@@ -8,13 +8,25 @@ import (
 // viewFlags are those that Parse and ParseL4 decide.
 const viewFlags = Fragment | LaterFragment | MoreFragments | DontFragment | Options | HasL4 | HasPorts | BadHeaders
 
-// minL4 is the fixed part a transport header must have for HasL4, by protocol.
-var minL4 = [256]uint8{
-	ProtoICMP: 8, ProtoTCP: 20, ProtoUDP: 8, ProtoDCCP: 12, ProtoICMPv6: 8, ProtoSCTP: 12, ProtoUDPLite: 8,
+// transport is what Parse needs to know of a protocol: how long the fixed part
+// of its header is, and the flags of a packet that has it.
+type transport struct {
+	min   uint16
+	flags Flags
 }
 
-// portProto marks the protocols whose header begins with two ports.
-var portProto = [256]bool{ProtoTCP: true, ProtoUDP: true, ProtoDCCP: true, ProtoSCTP: true, ProtoUDPLite: true}
+var transports = func() (t [256]transport) {
+	for i := range t {
+		t[i].flags = HasL4
+	}
+	t[ProtoICMP].min, t[ProtoICMPv6].min = 8, 8
+	t[ProtoTCP] = transport{20, HasL4 | HasPorts}
+	t[ProtoUDP] = transport{8, HasL4 | HasPorts}
+	t[ProtoUDPLite] = transport{8, HasL4 | HasPorts}
+	t[ProtoDCCP] = transport{12, HasL4 | HasPorts}
+	t[ProtoSCTP] = transport{12, HasL4 | HasPorts}
+	return t
+}()
 
 // Parse checks what Linux checks when a packet comes in (ip_rcv, ipv6_rcv with
 // its hop-by-hop options), cuts off what lies beyond the packet's own length,
@@ -55,17 +67,18 @@ func (p *Packet) parse4(b []byte) Reason {
 	if len(b) < 20 {
 		return DropTruncated
 	}
-	ihl := int(b[0]&15) * 4
+	h := (*[20]byte)(b)
+	ihl := int(h[0]&15) * 4
 	if ihl < 20 {
 		return DropBadHeader
 	}
 	if len(b) < ihl {
 		return DropTruncated
 	}
-	if headerSum(b, ihl) != 0xffff {
+	if ihl == 20 && headerSum(h) != 0xffff || ihl > 20 && Sum(b[:ihl]) != 0xffff {
 		return DropBadSum
 	}
-	n := int(be.Uint16(b[2:]))
+	n := int(be.Uint16(h[2:]))
 	if n > len(b) {
 		return DropTruncated
 	}
@@ -73,33 +86,30 @@ func (p *Packet) parse4(b []byte) Reason {
 		return DropBadLength
 	}
 	p.End = p.Off + n
-	p.view4(b[:n])
+	p.view4(h, n)
 	return 0
 }
 
-// headerSum is the sum of an IPv4 header but for its byte order, which is of
-// no matter to what it is compared with; quick for one without options.
-func headerSum(b []byte, ihl int) uint16 {
-	if ihl != 20 {
-		return Sum(b[:ihl])
-	}
-	b = b[:20]
-	s, c := bits.Add64(binary.LittleEndian.Uint64(b), binary.LittleEndian.Uint64(b[8:]), 0)
-	s, c = bits.Add64(s, uint64(binary.LittleEndian.Uint32(b[16:])), c)
+// headerSum is Sum of a header without options, but for its byte order, which
+// is of no matter to what it is compared with.
+func headerSum(h *[20]byte) uint16 {
+	s, c := bits.Add64(binary.LittleEndian.Uint64(h[:]), binary.LittleEndian.Uint64(h[8:]), 0)
+	s, c = bits.Add64(s, uint64(binary.LittleEndian.Uint32(h[16:])), c)
 	return fold64(s + c)
 }
 
-// view4 fills the view of a header known to be whole.
-func (p *Packet) view4(b []byte) {
-	ihl := uint16(b[0]&15) * 4
-	p.Proto = b[9]
+// view4 fills the view of a packet of n bytes whose header h is known to be whole.
+func (p *Packet) view4(h *[20]byte, n int) {
+	ihl := uint16(h[0]&15) * 4
+	proto := h[9]
+	p.Proto = proto
 	p.L4 = ihl
-	p.FragID = uint32(be.Uint16(b[4:]))
+	p.FragID = uint32(be.Uint16(h[4:]))
 	f := p.Flags
 	if ihl > 20 {
 		f |= Options
 	}
-	w := be.Uint16(b[6:])
+	w := be.Uint16(h[6:])
 	if w&0x4000 != 0 {
 		f |= DontFragment
 	}
@@ -113,11 +123,8 @@ func (p *Packet) view4(b []byte) {
 			return
 		}
 	}
-	if len(b)-int(ihl) >= int(minL4[p.Proto]) {
-		f |= HasL4
-		if portProto[p.Proto] {
-			f |= HasPorts
-		}
+	if k := transports[proto]; n-int(ihl) >= int(k.min) {
+		f |= k.flags
 	}
 	p.Flags = f
 }
@@ -219,11 +226,8 @@ func (p *Packet) view6(b []byte) {
 		}
 	}
 	p.Proto, p.L4 = next, uint16(at)
-	if len(b)-at >= int(minL4[next]) && next != ProtoNone {
-		f |= HasL4
-		if portProto[next] {
-			f |= HasPorts
-		}
+	if k := transports[next]; len(b)-at >= int(k.min) && next != ProtoNone {
+		f |= k.flags
 	}
 	p.Flags = f
 }
@@ -238,7 +242,7 @@ func (p *Packet) ParseL4() {
 	p.FragOff, p.FragID = 0, 0
 	switch {
 	case p.Family == IPv4 && len(b) >= 20 && int(b[0]&15)*4 >= 20 && len(b) >= int(b[0]&15)*4:
-		p.view4(b)
+		p.view4((*[20]byte)(b), len(b))
 	case p.Family == IPv6 && len(b) >= 40:
 		p.view6(b)
 	default:

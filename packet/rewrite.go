@@ -148,8 +148,9 @@ func (p *Packet) SetTTL(ttl uint8) {
 		return
 	}
 	old := be.Uint16(b[8:])
-	b[8] = ttl
-	be.PutUint16(b[10:], ApplyDelta(be.Uint16(b[10:]), Delta16(old, be.Uint16(b[8:]))))
+	new := uint16(ttl)<<8 | old&0xff // reading back what was just written in part would stall
+	be.PutUint16(b[8:], new)
+	be.PutUint16(b[10:], ApplyDelta(be.Uint16(b[10:]), Delta16(old, new)))
 }
 
 // SetTOS sets the type of service or the traffic class, ECN bits included.
@@ -160,8 +161,9 @@ func (p *Packet) SetTOS(tos uint8) {
 		be.PutUint16(b, old&^0x0ff0|uint16(tos)<<4)
 		return
 	}
-	b[1] = tos
-	be.PutUint16(b[10:], ApplyDelta(be.Uint16(b[10:]), Delta16(old, be.Uint16(b))))
+	new := old&0xff00 | uint16(tos)
+	be.PutUint16(b, new)
+	be.PutUint16(b[10:], ApplyDelta(be.Uint16(b[10:]), Delta16(old, new)))
 }
 
 // SetID sets the IPv4 identification.
