@@ -44,11 +44,14 @@ const (
 )
 
 // op is a compiled rule. What most rules need is inline; the rest is behind x.
+// Addresses (IPv4) and protocol that are not inverted are plain masked compares,
+// with the mask 0 where there is nothing to compare; checks has the others.
 type op struct {
 	checks       uint32
 	counter      uint32
 	jump         uint32 // slot of the chain
 	proto        uint8
+	protoMask    uint8
 	kind         uint8
 	src, srcMask uint32 // IPv4
 	dst, dstMask uint32
@@ -203,6 +206,22 @@ func (t *Table) emit(r *Rule) op {
 	if r.Family == packet.IPv6 && (src || dst) {
 		need = true
 	}
+	if r.Family == packet.IPv4 {
+		if r.Src.Not {
+			o.srcMask = 0
+			x.src[0], x.srcMask[0] = uint64(word(r.Src.Addr)), uint64(word(r.Src.Mask))
+			need = true
+		} else {
+			o.checks &^= ckSrc
+		}
+		if r.Dst.Not {
+			o.dstMask = 0
+			x.dst[0], x.dstMask[0] = uint64(word(r.Dst.Addr)), uint64(word(r.Dst.Mask))
+			need = true
+		} else {
+			o.checks &^= ckDst
+		}
+	}
 	if r.In != "" {
 		x.in, x.inMask = packet.NameWords(r.In)
 		flag(true, ckIn)
@@ -216,7 +235,11 @@ func (t *Table) emit(r *Rule) op {
 		need = true
 	}
 	o.proto = r.Proto
-	flag(r.Proto != 0, ckProto)
+	if r.Proto != 0 && !r.ProtoNot {
+		o.protoMask = 0xff
+	}
+	// IPv6 checks again, in order, for packets whose protocol cannot be found.
+	flag(r.Proto != 0 && (r.ProtoNot || r.Family == packet.IPv6), ckProto)
 	flag(r.ProtoNot, ckProtoNot)
 	flag(r.Fragment, ckFrag)
 	flag(r.FragmentNot, ckFragNot)

@@ -29,8 +29,8 @@ func registerReasons() (none struct{}) {
 // key is what the walk compares rules with. No target changes these fields
 // without ending the walk.
 type key struct {
-	src, dst     uint32
-	src6, dst6   [2]uint64
+	src, dst     uint32    // IPv4
+	src6, dst6   [2]uint64 // IPv6, and IPv4 in the first word
 	in, out      [2]uint64
 	sport, dport uint16
 	proto        uint8
@@ -44,6 +44,7 @@ func (k *key) fill(p *packet.Packet) {
 	if p.Family == packet.IPv4 {
 		k.src = binary.NativeEndian.Uint32(b[12:16])
 		k.dst = binary.NativeEndian.Uint32(b[16:20])
+		k.src6[0], k.dst6[0] = uint64(k.src), uint64(k.dst)
 	} else {
 		k.src6 = [2]uint64{binary.NativeEndian.Uint64(b[8:16]), binary.NativeEndian.Uint64(b[16:24])}
 		k.dst6 = [2]uint64{binary.NativeEndian.Uint64(b[24:32]), binary.NativeEndian.Uint64(b[32:40])}
@@ -64,26 +65,15 @@ func (k *key) fill(p *packet.Packet) {
 	}
 }
 
-// match makes the inline checks of a rule.
+// match makes the checks of a rule that are more than a masked compare, in
+// Linux's order.
 func (o *op) match(k *key, c *Context, p *packet.Packet) bool {
 	ck := o.checks
-	if ck == 0 {
-		return true
+	if ck&ckSrc != 0 && eq(&k.src6, &o.x.src, &o.x.srcMask) == (ck&ckSrcNot != 0) {
+		return false
 	}
-	if p.Family == packet.IPv4 {
-		if ck&ckSrc != 0 && ((k.src^o.src)&o.srcMask == 0) == (ck&ckSrcNot != 0) {
-			return false
-		}
-		if ck&ckDst != 0 && ((k.dst^o.dst)&o.dstMask == 0) == (ck&ckDstNot != 0) {
-			return false
-		}
-	} else {
-		if ck&ckSrc != 0 && eq(&k.src6, &o.x.src, &o.x.srcMask) == (ck&ckSrcNot != 0) {
-			return false
-		}
-		if ck&ckDst != 0 && eq(&k.dst6, &o.x.dst, &o.x.dstMask) == (ck&ckDstNot != 0) {
-			return false
-		}
+	if ck&ckDst != 0 && eq(&k.dst6, &o.x.dst, &o.x.dstMask) == (ck&ckDstNot != 0) {
+		return false
 	}
 	if ck&ckIn != 0 && eq(&k.in, &o.x.in, &o.x.inMask) == (ck&ckInNot != 0) {
 		return false
@@ -140,6 +130,10 @@ func (pr *Program) Run(c *Context, t TableID, p *packet.Packet) hooks.Verdict {
 	c.Hotdrop = false
 	var k key
 	k.fill(p)
+	sel := uint8(0xff)
+	if k.lost {
+		sel = 0 // a rule that asks for the protocol must get as far as to drop the packet
+	}
 	next, sp := 0, 0
 	for {
 		if next >= len(cur.ops) {
@@ -152,7 +146,10 @@ func (pr *Program) Run(c *Context, t TableID, p *packet.Packet) hooks.Verdict {
 		}
 		o := &cur.ops[next]
 		next++
-		if !o.match(&k, c, p) {
+		if (k.src^o.src)&o.srcMask|(k.dst^o.dst)&o.dstMask|uint32(k.proto^o.proto)&uint32(o.protoMask&sel) != 0 {
+			continue
+		}
+		if o.checks != 0 && !o.match(&k, c, p) {
 			if c.Hotdrop {
 				p.Reason = reasonHotdrop
 				return hooks.Drop
