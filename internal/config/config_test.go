@@ -510,3 +510,21 @@ func TestSplitArgs(t *testing.T) {
 		}
 	}
 }
+
+// TestTunables: what a configuration may set is what a router has.
+func TestTunables(t *testing.T) {
+	cfg := &router.Config{Interfaces: []router.InterfaceConfig{{Name: "cap0", Type: router.TypePcap, MTU: 1500, Write: filepath.Join(t.TempDir(), "out.pcap")}}}
+	r, err := router.New(cfg, router.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	var want, got []string
+	for _, v := range r.Sysctl().All() {
+		want = append(want, v.Name)
+	}
+	for _, v := range router.Tunables(cfg.Interfaces).All() {
+		got = append(got, v.Name)
+	}
+	compareLines(t, got, want)
+}
