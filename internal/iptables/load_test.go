@@ -3,7 +3,9 @@ package iptables
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -183,6 +185,8 @@ func TestScriptErrors(t *testing.T) {
 		{"*filter\n-L\nCOMMIT\n", "edge.rules:2:1: -L shows something: not in a script"},
 		{"*filter\n-V\nCOMMIT\n", "edge.rules:2:1: not in a script"},
 		{"*filter\n:a -\n:b -\n-A a -j b\n-A b -j a\n-A INPUT -j a\nCOMMIT\n", "Too many levels of symbolic links"},
+		{"*filter\n-A INPUT -j ACCEPT\n-A INPUT -j ACCEPT\n-A INPUT -p udp -j REJECT --reject-with tcp-reset\nCOMMIT\n", "edge.rules:4:1: Invalid argument"},
+		{"*nat\nCOMMIT\n*filter\n-A INPUT -j MASQUERADE\nCOMMIT\n", "edge.rules:4:1: Invalid argument"},
 		{"*filter\n-A INPUT -j ACCEPT\n-A INPUT -p udp -m tcp --dport 5\n-A INPUT -j ACCEPT\nCOMMIT\n", "edge.rules:3:1: TCP match requires '-p tcp'"},
 	} {
 		en := newEngines()
@@ -242,5 +246,48 @@ COMMIT
 	}
 	if s := saved(t, en); !strings.Contains(s, "-A FORWARD -j web") {
 		t.Errorf("an error in the last table changed the first:\n%s", s)
+	}
+}
+
+// TestBecomeRandom turns random chains into others and looks whether what is
+// left is what was asked for, and whether what could stay has stayed.
+func TestBecomeRandom(t *testing.T) {
+	r := rand.New(rand.NewPCG(7, 7))
+	en := newEngines()
+	some := func() string {
+		var b strings.Builder
+		b.WriteString("*filter\n")
+		for range r.IntN(30) {
+			fmt.Fprintf(&b, "-A FORWARD -s 10.0.0.%d/32 -j ACCEPT\n", r.IntN(20))
+		}
+		return b.String() + "COMMIT\n"
+	}
+	rules := func() []*tables.Rule { return en.V4.Ruleset().Table(tables.Filter).Chain("FORWARD").Rules() }
+	for i := range 300 {
+		text := some()
+		before := rules()
+		if err := en.Load(packet.IPv4, script(text)); err != nil {
+			t.Fatal(err)
+		}
+		var have []string
+		after := rules()
+		for _, rule := range after {
+			have = append(have, "-A FORWARD"+rule.Save()+"\n")
+		}
+		sameText(t, fmt.Sprintf("round %d", i), "*filter\n"+strings.Join(have, "")+"COMMIT\n", text)
+
+		stayed := 0
+		for _, a := range after {
+			if slices.Contains(before, a) {
+				stayed++
+			}
+		}
+		if want := len(kept(before, after)); stayed < want {
+			t.Errorf("round %d: %d rules stayed the same, %d could have", i, stayed, want)
+		}
+		// Loading the same again leaves every rule as it is.
+		if err := en.Load(packet.IPv4, script(text)); err != nil || !slices.Equal(rules(), after) {
+			t.Errorf("round %d: the same script changed rules: %v", i, err)
+		}
 	}
 }
