@@ -12,8 +12,10 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -26,11 +28,9 @@ type Lab struct {
 	T      testing.TB
 	Dir    string // the test's own folder
 	prefix string
-	mu     sync.Mutex
-	procs  []*Proc
 }
 
-var serial int
+var serial atomic.Int32
 
 // New makes an empty lab. The test is skipped where it cannot be: not root, or no TUN driver.
 func New(t testing.TB) *Lab {
@@ -43,8 +43,11 @@ func New(t testing.TB) *Lab {
 		t.Skipf("needs /dev/net/tun: %v", err)
 	}
 	f.Close()
-	serial++
-	l := &Lab{T: t, Dir: t.TempDir(), prefix: fmt.Sprintf("sl%d-%d", os.Getpid(), serial)}
+	l := &Lab{T: t, Dir: t.TempDir(), prefix: fmt.Sprintf("sl%d-%d", os.Getpid(), serial.Add(1))}
+	// Programs that run as another user read and write here.
+	for d := l.Dir; d != os.TempDir() && d != "/"; d = filepath.Dir(d) {
+		os.Chmod(d, 0o755)
+	}
 	return l
 }
 
@@ -64,16 +67,18 @@ type NS struct {
 	Name string // full name, as under /run/netns
 }
 
-// NS makes a namespace. Names in configurations are written {name} and replaced by the full one.
+// NS makes a namespace. In configurations its name is written {ns:NAME}; see Expand.
 func (l *Lab) NS(name string) *NS {
 	l.T.Helper()
 	ns := &NS{l, l.prefix + name}
 	l.sh("ip", "netns", "add", ns.Name)
 	l.T.Cleanup(func() {
-		exec.Command("ip", "netns", "pids", ns.Name).Run()
+		// What went into the background by itself is in nobody's process group.
 		if out, err := exec.Command("ip", "netns", "pids", ns.Name).Output(); err == nil {
-			for _, pid := range strings.Fields(string(out)) {
-				exec.Command("kill", "-9", pid).Run()
+			for _, word := range strings.Fields(string(out)) {
+				if pid, err := strconv.Atoi(word); err == nil && pid != os.Getpid() {
+					syscall.Kill(pid, syscall.SIGKILL)
+				}
 			}
 		}
 		exec.Command("ip", "netns", "del", ns.Name).Run()
@@ -83,7 +88,7 @@ func (l *Lab) NS(name string) *NS {
 	return ns
 }
 
-// Expand replaces {name} by the namespaces' full names and {dir} by the lab's folder.
+// Expand replaces {ns:NAME} by the namespaces' full names and {dir} by the lab's folder.
 func (l *Lab) Expand(s string) string {
 	s = strings.ReplaceAll(s, "{dir}", l.Dir)
 	for {
@@ -266,8 +271,17 @@ func (l *Lab) Eventually(d time.Duration, what string, ok func() bool) {
 func (ns *NS) Do(f func()) {
 	ns.l.T.Helper()
 	done := make(chan error)
-	go func() {
+	var enter func()
+	enter = func() {
 		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
+		if unix.Gettid() == os.Getpid() {
+			// The main thread never ends, and its namespace is what others take for the process's.
+			defer runtime.UnlockOSThread()
+			other := make(chan struct{})
+			go func() { defer close(other); enter() }()
+			<-other
+			return
+		}
 		fd, err := unix.Open("/run/netns/"+ns.Name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		if err == nil {
 			err = unix.Setns(fd, unix.CLONE_NEWNET)
@@ -277,7 +291,8 @@ func (ns *NS) Do(f func()) {
 			f()
 		}
 		done <- err
-	}()
+	}
+	go enter()
 	if err := <-done; err != nil {
 		ns.l.T.Fatalf("namespace %s: %v", ns.Name, err)
 	}

@@ -3,6 +3,7 @@ package lab
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -11,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"sluice/router"
 )
 
 var build struct {
@@ -68,7 +71,6 @@ func (l *Lab) Sluice(config string) *Sluice {
 // SluiceCommand starts a router, wrapped in a command if wrap is given, and does not wait.
 func (l *Lab) SluiceCommand(config string, wrap []string) *Sluice {
 	l.T.Helper()
-	serial++
 	s := &Sluice{bin: Binary(l.T), Socket: filepath.Join(l.Dir, "sluice.sock")}
 	s.Config = l.File("router.toml", config)
 	if !strings.Contains(config, "[control]") {
@@ -132,6 +134,37 @@ func (s *Sluice) Counter(save, text string) int {
 		}
 	}
 	return -1
+}
+
+// Status is what the router says of itself.
+func (s *Sluice) Status() *router.Status {
+	s.l.T.Helper()
+	var st router.Status
+	if err := json.Unmarshal([]byte(s.Must("status", "--json")), &st); err != nil {
+		s.l.T.Fatal(err)
+	}
+	return &st
+}
+
+// Dropped is how many packets were dropped for a reason.
+func (s *Sluice) Dropped(reason string) uint64 {
+	s.l.T.Helper()
+	for _, d := range s.Status().Drops {
+		if d.Reason == reason {
+			return d.Packets
+		}
+	}
+	return 0
+}
+
+// AwaitDropped waits until n packets were dropped for a reason.
+func (s *Sluice) AwaitDropped(reason string, n uint64) {
+	s.l.T.Helper()
+	for end := time.Now().Add(5 * time.Second); s.Dropped(reason) < n; time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			s.l.T.Fatalf("%d packets dropped as %s, not %d; all: %+v", s.Dropped(reason), reason, n, s.Status().Drops)
+		}
+	}
 }
 
 // Rewrite replaces the configuration file.
