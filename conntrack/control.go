@@ -19,11 +19,18 @@ func (t *Table) publicID(idx, gen uint32) uint32 {
 // eachEntry calls f for every confirmed connection, in batches so that
 // reclaiming does not wait for the whole walk. f must not call back into t but
 // for kill.
-func (t *Table) eachEntry(f func(w *Worker, e *Entry, idx uint32) bool) {
+func (t *Table) eachEntry(f func(w *Worker, e *Entry, idx uint32) bool) { t.walk(false, f) }
+
+// eachUser is eachEntry for a user's changes: events say so.
+func (t *Table) eachUser(f func(w *Worker, e *Entry, idx uint32) bool) { t.walk(true, f) }
+
+func (t *Table) walk(user bool, f func(w *Worker, e *Entry, idx uint32) bool) {
 	const batch = 1024
 	for at, end := uint32(1), t.bump.Load(); at < end; at += batch {
 		stop := false
 		t.withGuest(func(w *Worker) {
+			w.user = user
+			defer func() { w.user = false }()
 			for i := at; i < min(at+batch, end) && !stop; i++ {
 				s := t.slabs[i>>slabBits].Load()
 				if s == nil {
@@ -54,11 +61,24 @@ func (t *Table) Each(f func(*Snapshot) bool) {
 	})
 }
 
+// EachZero is Each, and the counters start again at 0.
+func (t *Table) EachZero(f func(*Snapshot) bool) {
+	var s Snapshot
+	t.eachEntry(func(w *Worker, e *Entry, idx uint32) bool {
+		s = Snapshot{}
+		t.fill(&s, e, idx, w.now)
+		for d := range 2 {
+			s.Packets[d], s.Bytes[d] = e.packets[d].Swap(0), e.bytes[d].Swap(0)
+		}
+		return f(&s)
+	})
+}
+
 // Delete removes the connections that match says yes to, and returns how many.
 func (t *Table) Delete(match func(*Snapshot) bool) int {
 	n := 0
 	var s Snapshot
-	t.eachEntry(func(w *Worker, e *Entry, idx uint32) bool {
+	t.eachUser(func(w *Worker, e *Entry, idx uint32) bool {
 		s = Snapshot{}
 		t.fill(&s, e, idx, w.now)
 		if match(&s) && t.kill(w, e, idx) {
@@ -72,7 +92,7 @@ func (t *Table) Delete(match func(*Snapshot) bool) int {
 // Flush removes every connection and returns how many there were.
 func (t *Table) Flush() int {
 	n := 0
-	t.eachEntry(func(w *Worker, e *Entry, idx uint32) bool {
+	t.eachUser(func(w *Worker, e *Entry, idx uint32) bool {
 		if t.kill(w, e, idx) {
 			n++
 		}
@@ -152,7 +172,7 @@ var (
 func (t *Table) Update(match func(*Snapshot) bool, c func(*Snapshot) Change, done func(*Snapshot)) int {
 	n := 0
 	var s Snapshot
-	t.eachEntry(func(w *Worker, e *Entry, idx uint32) bool {
+	t.eachUser(func(w *Worker, e *Entry, idx uint32) bool {
 		s = Snapshot{}
 		t.fill(&s, e, idx, w.now)
 		if !match(&s) {
@@ -162,6 +182,7 @@ func (t *Table) Update(match func(*Snapshot) bool, c func(*Snapshot) Change, don
 		if !t.change(w, e, &ch) {
 			return true
 		}
+		e.Event(allUpdates)
 		w.deliver(e, idx)
 		n++
 		if done != nil {
@@ -204,7 +225,11 @@ func (t *Table) change(w *Worker, e *Entry, c *Change) bool {
 // Status, Mark, labels, protocol state, helper.
 func (t *Table) Create(s *Snapshot) error {
 	var err error
-	t.withGuest(func(w *Worker) { err = t.create(w, s) })
+	t.withGuest(func(w *Worker) {
+		w.user = true
+		err = t.create(w, s)
+		w.user = false
+	})
 	return err
 }
 
@@ -249,7 +274,7 @@ func (t *Table) create(w *Worker, s *Snapshot) error {
 			x.start = t.opt.Wall().UnixNano()
 		}
 	}
-	e.events.Store(uint32(EventNew))
+	e.events.Store(uint32(EventNew | allUpdates))
 	if res, _, _, _ := t.insert(w, e, idx); res != insertOK {
 		w.drop(e, idx)
 		if res == insertClash {

@@ -18,6 +18,8 @@ const (
 	EventSecMark
 	EventLabel
 	EventSynproxy
+
+	allUpdates = EventReply | EventAssured | EventHelper | EventProtoInfo | EventMark | EventSeqAdj | EventLabel
 )
 
 // EventType is what an event says of its connection.
@@ -35,6 +37,7 @@ type Event struct {
 	Bits Events
 	Snapshot
 	Expect *Expectation // an expectation's event: a copy; Snapshot means nothing then
+	User   bool         // somebody asked for it, it was no packet's or timeout's doing
 }
 
 // ring size of a subscription, events; a power of two.
@@ -136,7 +139,7 @@ func (w *Worker) emit(typ EventType, bits Events, e *Entry, idx uint32) {
 	if e.evMask != 0 && bits&Events(e.evMask) == 0 {
 		return
 	}
-	ev := Event{Type: typ, Bits: bits}
+	ev := Event{Type: typ, Bits: bits, User: w.user}
 	w.t.fill(&ev.Snapshot, e, idx, w.now)
 	for _, s := range *w.t.subs.Load() {
 		s.push(&ev)
@@ -168,3 +171,6 @@ func (t *Table) emitExpect(typ EventType, x *Expectation, now int64) {
 		s.push(&ev)
 	}
 }
+
+// Listeners is the number of subscriptions.
+func (t *Table) Listeners() int { return len(*t.subs.Load()) }

@@ -21,6 +21,7 @@ type Worker struct {
 	free   []uint32
 	limbo  []limbo // unlinked entries that others may still look at; oldest first
 	stats  [numStats]atomic.Uint64
+	user   bool     // a user's request is being carried out
 	marked Template // a template whose zone is a packet's mark
 	_      [64]byte
 }

@@ -1,0 +1,446 @@
+package conntrackcmd
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"sluice/conntrack"
+	"sluice/packet"
+)
+
+// match says whether a connection is one of those that the options describe.
+func (c *cmdline) match(s *conntrack.Snapshot) bool {
+	o, r := &s.Orig, &s.Reply
+	mask := func(p *prefixArg, m *[16]byte, given bool) *prefixArg {
+		if given {
+			return &prefixArg{p.addr, *m}
+		}
+		return p
+	}
+	switch {
+	case c.family != 0 && c.family != o.Family,
+		c.has(optSrc) && !mask(&c.src, &c.maskSrc, c.has(optMaskSrc)).covers(&o.Src),
+		c.has(optDst) && !mask(&c.dst, &c.maskDst, c.has(optMaskDst)).covers(&o.Dst),
+		c.has(optReplySrc) && !c.replySrc.covers(&r.Src),
+		c.has(optReplyDst) && !c.replyDst.covers(&r.Dst),
+		c.has(optProto) && c.proto != o.Proto,
+		c.has(optStatus) && c.cmd != cmdUpdate && s.Status&c.status != c.status,
+		c.has(optMark) && c.cmd != cmdUpdate && s.Mark&c.markMask != c.mark,
+		c.has(optID) && c.id != s.ID,
+		c.has(optZone) && c.zone != bothZone(s),
+		c.has(optOrigZone) && (s.ZoneDir != conntrack.ZoneOrig || s.Zone != c.origZone),
+		c.has(optReplyZone) && (s.ZoneDir != conntrack.ZoneReply || s.Zone != c.replyZone),
+		!c.matchNAT(s), !c.matchProto(s):
+		return false
+	}
+	for i := range c.labels {
+		if s.Labels[i]&c.labels[i] != c.labels[i] {
+			return false
+		}
+	}
+	return true
+}
+
+// bothZone is the zone if it holds for both directions.
+func bothZone(s *conntrack.Snapshot) uint16 {
+	if s.ZoneDir == conntrack.ZoneBoth {
+		return s.Zone
+	}
+	return 0
+}
+
+func (p *prefixArg) covers(a *[16]byte) bool {
+	for i := range a {
+		if (a[i]^p.addr[i])&p.mask[i] != 0 {
+			return false
+		}
+	}
+	return true
+}
+
+func (c *cmdline) matchNAT(s *conntrack.Snapshot) bool {
+	is := func(n *natArg, changed bool, addr *[16]byte, port uint16) bool {
+		return changed && (!n.given || n.addr == *addr && (n.port == 0 || n.port == port))
+	}
+	src := func(n *natArg) bool { return is(n, snat(s) || spat(s), &s.Reply.Dst, s.Reply.DstPort) }
+	dst := func(n *natArg) bool { return is(n, dnat(s) || dpat(s), &s.Reply.Src, s.Reply.SrcPort) }
+	if c.has(optAnyNAT) {
+		return src(&c.nat[2]) || dst(&c.nat[2])
+	}
+	return (!c.has(optSrcNAT) || src(&c.nat[0])) && (!c.has(optDstNAT) || dst(&c.nat[1]))
+}
+
+func (c *cmdline) matchProto(s *conntrack.Snapshot) bool {
+	if c.protoGiven == 0 {
+		return true
+	}
+	o, r := &s.Orig, &s.Reply
+	for po, v := range map[int]uint32{
+		poSport: uint32(o.SrcPort), poDport: uint32(o.DstPort), poReplySport: uint32(r.SrcPort), poReplyDport: uint32(r.DstPort),
+		poType: uint32(o.DstPort >> 8), poCode: uint32(o.DstPort & 0xff), poID: uint32(o.SrcPort),
+		poOrigTag: s.SCTPVTag[0], poReplyTag: s.SCTPVTag[1],
+	} {
+		if c.hasP(po) && c.protoVals[po] != v {
+			return false
+		}
+	}
+	if c.hasP(poState) && c.cmd != cmdUpdate {
+		switch o.Proto {
+		case packet.ProtoTCP:
+			return s.TCP.State == conntrack.TCPState(c.state)
+		case packet.ProtoSCTP:
+			return s.SCTP == conntrack.SCTPState(c.state)
+		}
+		return false
+	}
+	return true
+}
+
+// do carries out a command on the connections.
+func (r *runner) do(c *cmdline) error {
+	t := r.t
+	w := what{use: 1}
+	show := func(s *conntrack.Snapshot) { r.element(c, "conntrack", r.text(c, s, &w)) }
+	switch c.cmd {
+	case cmdVersion:
+		fmt.Fprintln(r.out, banner)
+	case cmdHelp:
+		io.WriteString(r.out, helpText)
+		if c.has(optProto) {
+			io.WriteString(r.out, protoHelp(c.proto))
+		}
+	case cmdList:
+		each := t.Each
+		if c.has(optZero) {
+			each = t.EachZero
+		}
+		if c.table == tableConntrack { // what is unconfirmed belongs to its packet; what is dying is gone
+			each(func(s *conntrack.Snapshot) bool {
+				if c.match(s) {
+					show(s)
+				}
+				return true
+			})
+		}
+		r.closeXML("conntrack")
+		r.summary("flow entries have been shown.")
+	case cmdGet:
+		u := c.tuples()
+		key := u.Orig
+		if c.has(optReplySrc) && !c.has(optSrc) {
+			key = u.Reply
+		}
+		s, _, ok := t.Get(&key)
+		if !ok || c.has(optID) && c.id != s.ID {
+			return errors.New("such conntrack doesn't exist")
+		}
+		w.use = 2
+		show(&s)
+		r.summary("flow entries have been shown.")
+	case cmdDelete:
+		r.opened = true // a deletion's XML has no frame
+		t.Delete(func(s *conntrack.Snapshot) bool {
+			if !c.match(s) {
+				return false
+			}
+			show(s)
+			return true
+		})
+		return r.counted(c, "flow entries have been deleted.")
+	case cmdUpdate:
+		w.use = 2
+		r.opened = true
+		t.Update(c.match, c.change, show)
+		return r.counted(c, "flow entries have been updated.")
+	case cmdCreate, cmdAdd:
+		s := c.tuples()
+		switch err := t.Create(&s); {
+		case err == nil:
+			r.shown++
+		case c.cmd == cmdAdd && errors.Is(err, conntrack.ErrExists):
+		case errors.Is(err, conntrack.ErrExists):
+			return errors.New("Such conntrack exists, try -U to update")
+		default:
+			return kernelError(err)
+		}
+		r.summary("flow entries have been " + map[command]string{cmdCreate: "created.", cmdAdd: "added."}[c.cmd])
+	case cmdFlush:
+		if c.family == 0 {
+			t.Flush()
+		} else {
+			t.Delete(func(s *conntrack.Snapshot) bool { return s.Orig.Family == c.family })
+		}
+		if !r.quiet {
+			fmt.Fprintln(r.err, banner+": connection tracking table has been emptied.")
+		}
+	case cmdCount:
+		fmt.Fprintln(r.out, t.Count())
+	case cmdStats:
+		for i, s := range t.Stats() {
+			fmt.Fprintf(r.out, "cpu=%-4d\tfound=%d invalid=%d insert=%d insert_failed=%d drop=%d early_drop=%d error=%d search_restart=%d clash_resolve=%d chaintoolong=%d \n",
+				i, s.Found, s.Invalid, s.Insert, s.InsertFailed, s.Drop, s.EarlyDrop, s.Error, s.SearchRestart, s.ClashResolve, s.ChainTooLong)
+		}
+	case cmdEvent:
+		r.events(c)
+	}
+	return nil
+}
+
+// kernelError gives the words conntrack has for what the table refused.
+func kernelError(err error) error {
+	if errors.Is(err, conntrack.ErrInvalid) {
+		return errors.New("invalid parameters")
+	}
+	return err
+}
+
+// counted ends a command for which finding nothing is a failure.
+func (r *runner) counted(c *cmdline, what string) error {
+	n := r.shown
+	r.summary(what)
+	if n == 0 {
+		return exitStatus(1)
+	}
+	return nil
+}
+
+// tuples builds the connection that the options describe, reply included.
+func (c *cmdline) tuples() (s conntrack.Snapshot) {
+	o := &s.Orig
+	o.Proto, o.Family = c.proto, c.family
+	v := &c.protoVals
+	fromReply := c.has(optReplySrc) && c.has(optReplyDst) && !(c.has(optSrc) && c.has(optDst))
+	o.Src, o.Dst = c.src.addr, c.dst.addr
+	if fromReply {
+		o.Src, o.Dst = c.replyDst.addr, c.replySrc.addr
+	}
+	o.SrcPort, o.DstPort = uint16(v[poSport]), uint16(v[poDport])
+	if !c.hasP(poSport) && !c.hasP(poDport) && (c.hasP(poReplySport) || c.hasP(poReplyDport)) {
+		o.SrcPort, o.DstPort = uint16(v[poReplyDport]), uint16(v[poReplySport])
+	}
+	if c.proto == packet.ProtoICMP || c.proto == packet.ProtoICMPv6 {
+		o.SrcPort, o.DstPort = uint16(v[poID]), uint16(v[poType])<<8|uint16(v[poCode])&0xff
+	}
+	s.Reply, _ = o.Invert()
+	p := &s.Reply
+	if c.has(optReplySrc) {
+		p.Src = c.replySrc.addr
+	}
+	if c.has(optReplyDst) {
+		p.Dst = c.replyDst.addr
+	}
+	if c.hasP(poReplySport) {
+		p.SrcPort = uint16(v[poReplySport])
+	}
+	if c.hasP(poReplyDport) {
+		p.DstPort = uint16(v[poReplyDport])
+	}
+	if n := &c.nat[0]; n.given {
+		p.Dst = n.addr
+		if n.port != 0 {
+			p.DstPort = n.port
+		}
+		s.Status |= conntrack.SrcNAT | conntrack.NATDoneMask
+	}
+	if n := &c.nat[1]; n.given {
+		p.Src = n.addr
+		if n.port != 0 {
+			p.SrcPort = n.port
+		}
+		s.Status |= conntrack.DstNAT | conntrack.NATDoneMask
+	}
+	o.Zone, p.Zone = c.zone, c.zone
+	if c.has(optOrigZone) {
+		o.Zone = c.origZone
+	}
+	if c.has(optReplyZone) {
+		p.Zone = c.replyZone
+	}
+	s.Status |= c.status
+	s.Timeout = c.timeout
+	s.Mark = c.mark
+	s.TCP.State, s.SCTP = conntrack.TCPState(c.state), conntrack.SCTPState(c.state)
+	s.SCTPVTag = [2]uint32{v[poOrigTag], v[poReplyTag]}
+	s.Labels = c.labelAdd
+	s.HasLabels = c.has(optLabelAdd)
+	return s
+}
+
+// change is what -U does to one connection.
+func (c *cmdline) change(s *conntrack.Snapshot) (ch conntrack.Change) {
+	if c.has(optMark) {
+		ch.SetMark, ch.Mark = true, c.mark
+		if c.markMask != ^uint32(0) {
+			ch.Mark = s.Mark&^c.markMask ^ c.mark
+		}
+	}
+	ch.SetTime, ch.Timeout = c.has(optTimeout), c.timeout
+	ch.SetStatus = c.status
+	ch.SetState, ch.State = c.hasP(poState), conntrack.TCPState(c.state)
+	if c.has(optLabelAdd) || c.has(optLabelDel) {
+		ch.SetLabels = true
+		for i := range ch.Labels {
+			ch.LabelMask[i] = c.labelAdd[i] | c.labelDel[i]
+			if c.delAll {
+				ch.LabelMask[i] = 0xff
+			}
+			ch.Labels[i] = c.labelAdd[i]
+		}
+	}
+	return ch
+}
+
+// events prints what happens until the caller has enough.
+func (r *runner) events(c *cmdline) {
+	sub := r.t.Subscribe()
+	defer sub.Close()
+	r.out.Flush()
+	lost := uint64(0)
+	for {
+		var ev conntrack.Event
+		for sub.Next(&ev) {
+			r.event(c, &ev)
+		}
+		r.out.Flush()
+		if n := sub.Lost.Load(); n != lost {
+			lost = n
+			fmt.Fprint(r.err, "WARNING: We have hit ENOBUFS! We are losing events.\nThis message means that the current netlink socket buffer size is too small.\nPlease, check --buffer-size in conntrack(8) manpage.\n")
+		}
+		select {
+		case <-sub.C():
+			continue
+		case <-r.stop:
+		}
+		break
+	}
+	for ev := (conntrack.Event{}); sub.Next(&ev); {
+		r.event(c, &ev)
+	}
+	if c.table == tableExpect {
+		r.closeXML("expect")
+		r.summary("expectation events have been shown.")
+		return
+	}
+	r.closeXML("conntrack")
+	r.summary("flow events have been shown.")
+}
+
+var eventWords = [...]string{"    [NEW] ", " [UPDATE] ", "[DESTROY] "}
+
+func (r *runner) event(c *cmdline, ev *conntrack.Event) {
+	if (ev.Expect != nil) != (c.table == tableExpect) || c.has(optEventMask) && !c.events[ev.Type] {
+		return
+	}
+	now := time.Now()
+	var head string
+	if c.format&fmtTimestamp != 0 && c.format&fmtXML == 0 {
+		head = fmt.Sprintf("[%-8d.%-6d]\t", now.Unix(), now.Nanosecond()/1000)
+	}
+	if ev.Expect != nil {
+		if c.format&fmtXML != 0 {
+			r.element(c, "expect", expectXML(r.t, ev.Expect))
+		} else {
+			r.element(c, "expect", head+eventWords[ev.Type]+expectLine(r.t, ev.Expect))
+		}
+		return
+	}
+	if !c.match(&ev.Snapshot) {
+		return
+	}
+	w := what{typ: ev.Type, event: true, bits: ev.Bits, now: now}
+	s := r.text(c, &ev.Snapshot, &w)
+	if c.format&(fmtXML|fmtSave) == 0 {
+		s = eventWords[ev.Type] + s
+	}
+	s = head + s
+	if ev.User {
+		s += fmt.Sprintf(" [USERSPACE] portid=%d", os.Getpid())
+	}
+	r.element(c, "conntrack", s)
+}
+
+// doExpect carries out a command on the expectations.
+func (r *runner) doExpect(c *cmdline) error {
+	t := r.t
+	show := func(x *conntrack.Expectation) {
+		if c.format&fmtXML != 0 {
+			r.element(c, "expect", expectXML(t, x))
+			return
+		}
+		head := ""
+		if c.format&fmtTimestamp != 0 {
+			now := time.Now()
+			head = fmt.Sprintf("[%-8d.%-6d]\t", now.Unix(), now.Nanosecond()/1000)
+		}
+		r.element(c, "expect", head+expectLine(t, x))
+	}
+	switch c.cmd {
+	case cmdList:
+		all := t.Expectations()
+		for i := range all {
+			if c.family == 0 || c.family == all[i].Tuple.Family {
+				show(&all[i])
+			}
+		}
+		r.closeXML("expect")
+		r.summary("expectations have been shown.")
+	case cmdGet:
+		want := c.tuples().Orig
+		for _, x := range t.Expectations() {
+			if x.Tuple == want {
+				show(&x)
+				r.closeXML("expect")
+				r.summary("expectations have been shown.")
+				return nil
+			}
+		}
+		return errors.New("such conntrack doesn't exist")
+	case cmdDelete:
+		want := c.tuples().Orig
+		if r.shown = t.DeleteExpectations(func(x *conntrack.Expectation) bool { return x.Tuple == want }); r.shown == 0 {
+			return errors.New("such conntrack doesn't exist")
+		}
+		r.summary("expectations have been deleted.")
+	case cmdCreate:
+		master := c.tuples().Orig
+		v := &c.protoVals
+		x := conntrack.Expectation{
+			Tuple:   conntrack.Tuple{Src: c.tupleSrc, Dst: c.tupleDst, SrcPort: uint16(v[poTupleSport]), DstPort: uint16(v[poTupleDport]), Proto: c.proto, Family: c.family},
+			Mask:    conntrack.TupleMask{Src: c.maskSrc, SrcPort: uint16(v[poMaskSport])},
+			Timeout: c.timeout,
+		}
+		if err := t.CreateExpectation(&master, x); err != nil {
+			return kernelError(err)
+		}
+		r.shown = 1
+		r.summary("expectations have been created.")
+	case cmdFlush:
+		t.DeleteExpectations(func(*conntrack.Expectation) bool { return true })
+		if !r.quiet {
+			fmt.Fprintln(r.err, banner+": expectation table has been emptied.")
+		}
+	case cmdCount:
+		fmt.Fprintln(r.out, t.ExpectCount())
+	case cmdStats:
+		for i, s := range t.Stats() {
+			fmt.Fprintf(r.out, "cpu=%-4d\texpect_new=%d expect_create=%d expect_delete=%d \n", i, s.ExpectNew, s.ExpectCreate, s.ExpectDelete)
+		}
+	case cmdEvent:
+		r.events(c)
+	}
+	return nil
+}
+
+// protoHelp lists a protocol's options.
+func protoHelp(proto uint8) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "\nOptions with -p %s\n", protoName(proto))
+	for _, l := range protoLongs(proto) {
+		fmt.Fprintf(&b, "  --%s VALUE\n", l.name)
+	}
+	return b.String()
+}
