@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 
 	"sluice/packet"
+	"sluice/tables"
 )
 
 // logs carries the lines of LOG from the workers to the log: a bounded queue
@@ -68,6 +69,6 @@ func slogLevel(syslog uint8) slog.Level {
 
 // logPacket is what the LOG target calls on a worker.
 func (w *worker) logPacket(prefix string, level, flags uint8, p *packet.Packet) {
-	w.logBuf = append(w.logBuf[:0], prefix...)
+	w.logBuf = tables.AppendLog(w.logBuf[:0], prefix, flags, p)
 	w.r.logs.add(level, string(w.logBuf))
 }

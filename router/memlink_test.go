@@ -42,7 +42,7 @@ func (l *memLink) Write(p *packet.Packet) error {
 	return nil
 }
 
-// bed is a router of one worker with interfaces in memory.
+// bed is a router with interfaces in memory.
 type bed struct {
 	t     testing.TB
 	r     *Router
@@ -50,10 +50,12 @@ type bed struct {
 	links map[string]*memLink
 }
 
-func newBed(t testing.TB, cfg *Config) *bed {
+func newBed(t testing.TB, cfg *Config) *bed { return newBeds(t, cfg, 1) }
+
+func newBeds(t testing.TB, cfg *Config, workers int) *bed {
 	t.Helper()
 	b := &bed{t: t, links: map[string]*memLink{}}
-	cfg.Router.Workers = 1
+	cfg.Router.Workers = workers
 	r, err := New(cfg, Options{Open: func(c *InterfaceConfig, index int) (netstack.Link, error) {
 		mtu := c.MTU
 		if mtu == 0 {

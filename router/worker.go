@@ -434,3 +434,25 @@ func (w *worker) close() {
 	unix.Close(w.epoll)
 	unix.Close(w.wake)
 }
+
+// Step takes what there is to read through worker i of a router that does not
+// Run: the way to drive a router in memory. It returns when the worker's links
+// are dry.
+func (r *Router) Step(i int) {
+	w := r.workers[i]
+	w.do(func(w *worker) {
+		for {
+			before := w.packets
+			w.begin(r.clock())
+			for _, q := range w.reads {
+				w.read(q)
+			}
+			w.readFiles()
+			w.drainLocal()
+			w.end()
+			if w.packets == before {
+				return
+			}
+		}
+	})
+}
