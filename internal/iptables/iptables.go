@@ -9,7 +9,6 @@
 package iptables
 
 import (
-	"bufio"
 	"io"
 	"path/filepath"
 	"strings"
@@ -87,7 +86,7 @@ func Run(engines Engines, argv []string, stdin io.Reader, stdout, stderr io.Writ
 	}
 	x := &tool{
 		Engines: engines, prog: filepath.Base(argv[0]), fam: packet.IPv4, line: -1,
-		out: bufio.NewWriter(stdout), err: bufio.NewWriter(stderr),
+		out: &sink{w: stdout}, err: &sink{w: stderr},
 	}
 	defer x.err.Flush()
 	defer x.out.Flush()

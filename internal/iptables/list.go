@@ -187,7 +187,7 @@ func (x *tool) listRule(c *command, num int, r *tables.Rule, n counters) {
 // printRule is the line that -v prints for a rule that is being edited.
 func (x *tool) printRule(r *tables.Rule) {
 	x.printf("%s %s%s opt %s in %s out %s %s%s %s-> %s  ",
-		r.TargetName(), not(r.ProtoNot, " "), protocolName(r.Proto), fragment(r),
+		r.TargetName(), not(r.ProtoNot, " "), coreName(r.Proto), fragment(r),
 		iface(r.In, r.InNot, "*"), iface(r.Out, r.OutNot, "*"),
 		not(r.Src.Not, " "), x.address(r.Src, true), not(r.Dst.Not, " "), x.address(r.Dst, true))
 	if r.Goto {
@@ -208,6 +208,18 @@ func protocolName(n uint8) string {
 		return "all"
 	}
 	if s := tables.ProtocolName(n); s != "" {
+		return s
+	}
+	return strconv.Itoa(int(n))
+}
+
+// coreProtocols are the names that are printed where names are not looked up.
+var coreProtocols = map[uint8]string{
+	0: "all", 1: "icmp", 6: "tcp", 17: "udp", 50: "esp", 51: "ah", 58: "ipv6-icmp", 132: "sctp", 135: "mobility-header", 136: "udplite",
+}
+
+func coreName(n uint8) string {
+	if s, ok := coreProtocols[n]; ok {
 		return s
 	}
 	return strconv.Itoa(int(n))

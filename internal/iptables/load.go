@@ -235,7 +235,7 @@ type player struct {
 }
 
 func newPlayer(en Engines, family uint8, script []Line, from map[*tables.Rule]int) *player {
-	null := bufio.NewWriter(io.Discard)
+	null := &sink{w: io.Discard}
 	return &player{
 		x:      &tool{Engines: en, prog: "iptables-restore", fam: family, line: 0, out: null, err: null, counters: noCounters{}},
 		script: script, from: from,

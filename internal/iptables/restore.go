@@ -185,13 +185,9 @@ func (x *tool) commit(o restoreOptions, s *section, publish bool) error {
 	if s.lists {
 		x.counters = snapshot(x.eng, o.noflush)
 	}
-	do := x.eng.Check
-	if publish {
-		do = x.eng.Commit
-	}
 	cmds, perr := x.parseSection(o, s)
 	x.line = end
-	err := do(func(rs *tables.Ruleset) error { return x.playSection(o, s, cmds, perr, rs) })
+	err := x.engineCommit(publish, func(rs *tables.Ruleset) error { return x.playSection(o, s, cmds, perr, rs) })
 	if err == nil && publish {
 		x.markUsed(x.fam, s.table)
 	}

@@ -1,9 +1,9 @@
 package iptables
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"syscall"
 
@@ -16,7 +16,7 @@ type tool struct {
 	prog     string // as it calls itself in messages
 	fam      uint8
 	eng      *tables.Engine
-	out, err *bufio.Writer
+	out, err *sink
 
 	// Restoring: the line being read (from 1; 0 before the first), else -1; and
 	// the table that -t may not change.
@@ -31,6 +31,58 @@ type tool struct {
 
 func (x *tool) printf(format string, a ...any) { fmt.Fprintf(x.out, format, a...) }
 func (x *tool) fail(format string, a ...any)   { fmt.Fprintf(x.err, format, a...) }
+
+// sink is an output. What is written while hold is set stays in memory, so that
+// a commit never waits for who reads the other end.
+type sink struct {
+	w    io.Writer
+	buf  []byte
+	hold bool
+}
+
+const sinkSize = 1 << 16
+
+func (s *sink) Write(b []byte) (int, error) {
+	s.buf = append(s.buf, b...)
+	s.full()
+	return len(b), nil
+}
+
+func (s *sink) WriteString(t string) {
+	s.buf = append(s.buf, t...)
+	s.full()
+}
+
+func (s *sink) WriteByte(b byte) error {
+	s.buf = append(s.buf, b)
+	return nil
+}
+
+func (s *sink) full() {
+	if !s.hold && len(s.buf) >= sinkSize {
+		s.Flush()
+	}
+}
+
+// Flush passes on what there is. An error is the reader's loss: the program's
+// work is the same.
+func (s *sink) Flush() {
+	if len(s.buf) > 0 {
+		s.w.Write(s.buf)
+		s.buf = s.buf[:0]
+	}
+}
+
+// engineCommit is the engine's Commit, or Check, with the outputs held back.
+func (x *tool) engineCommit(publish bool, edit func(*tables.Ruleset) error) error {
+	do := x.eng.Check
+	if publish {
+		do = x.eng.Commit
+	}
+	x.out.hold, x.err.hold = true, true
+	defer func() { x.out.hold, x.err.hold = false, false }()
+	return do(edit)
+}
 
 // exit ends a program early: -V, -h.
 type exit struct {
@@ -158,7 +210,7 @@ func (x *tool) run(c *command) error {
 	case c.is(cmdList | cmdListRules):
 		return x.list(c)
 	}
-	err := x.eng.Commit(func(rs *tables.Ruleset) error { return x.apply(c, rs) })
+	err := x.engineCommit(true, func(rs *tables.Ruleset) error { return x.apply(c, rs) })
 	if err == nil {
 		x.markUsed(x.fam, c.table)
 	}
