@@ -37,7 +37,7 @@ func parseMask(fam uint8, s string) (m [16]byte, ok bool) {
 	} else if strings.Contains(s, ".") {
 		b, ok := parseIPv4(s)
 		copy(m[:], b[:])
-		return m, ok
+		return m, ok && strings.Count(s, ".") == 3
 	}
 	n, rest, ok := Strtoul(s, 0, width)
 	if !ok || rest != "" {
@@ -65,9 +65,9 @@ func MaskBits(m [16]byte) (n int, ok bool) {
 	return n, m == bitMask(n)
 }
 
-// addrs reads -s or -d: addresses, or names, with masks, in a list with commas.
-func (ps *Parser) addrs(text string) ([]Addr, error) {
-	if text == "" {
+// addrs reads -s or -d, if given: addresses, or names, with masks, in a list with commas.
+func (ps *Parser) addrs(text string, given bool) ([]Addr, error) {
+	if !given {
 		return []Addr{{}}, nil
 	}
 	width := 32
@@ -77,7 +77,10 @@ func (ps *Parser) addrs(text string) ([]Addr, error) {
 	var out []Addr
 	for _, s := range strings.Split(text, ",") {
 		s = strings.TrimLeft(s, " ")
-		host, mask, has := strings.Cut(s, "/")
+		host, mask, has := s, "", false
+		if i := strings.LastIndexByte(s, '/'); i >= 0 {
+			host, mask, has = s[:i], s[i+1:], true
+		}
 		m := bitMask(width)
 		if has {
 			var ok bool
@@ -92,11 +95,7 @@ func (ps *Parser) addrs(text string) ([]Addr, error) {
 			found = ps.Resolve(ps.Family, host)
 		}
 		if len(found) == 0 {
-			if m == [16]byte{} && host == "" {
-				found = append(found, [16]byte{})
-			} else {
-				return nil, Usagef("host/network `%s' not found", host)
-			}
+			return nil, Usagef("host/network `%s' not found", host)
 		}
 		for _, a := range found {
 			for i := range a {

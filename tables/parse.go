@@ -99,6 +99,9 @@ func NewParser(reg *Registry, fam uint8, args []string, command []CommandOption)
 	ps := &Parser{Registry: reg, Family: fam, Args: args, Seen: map[byte]bool{}}
 	ps.rule.Family = fam
 	rule := append(ruleOpts[:len(ruleOpts):len(ruleOpts)], fragmentOpts...)
+	if fam == packet.IPv6 {
+		rule[len(ruleOpts)].Long, rule = "", rule[:len(ruleOpts)+1]
+	}
 	ps.command = append(command[:len(command):len(command)], rule...)
 	for i, o := range ps.command {
 		if o.Long != "" {
@@ -197,7 +200,12 @@ func (ps *Parser) short() (g Given, handled bool, err error) {
 	return g, false, Usagef("unknown option \"%s\"", ps.Args[ps.pos-1])
 }
 
-func (ps *Parser) ruleCount() int { return len(ruleOpts) + len(fragmentOpts) }
+func (ps *Parser) ruleCount() int {
+	if ps.Family == packet.IPv4 {
+		return len(ruleOpts) + len(fragmentOpts)
+	}
+	return len(ruleOpts) + 1
+}
 
 func (ps *Parser) give(id int, name, arg string, has bool) Given {
 	g := Given{ID: id, Name: name, Arg: arg, HasArg: has, Invert: ps.invert}
@@ -447,6 +455,9 @@ func (ps *Parser) warn(line string) {
 }
 
 func (ps *Parser) iface(name string) error {
+	if name == "" {
+		return Usagef("Empty interface is likely to be undesired")
+	}
 	if len(name) > 15 {
 		return Usagef("interface name `%s' must be shorter than IFNAMSIZ (15)", name)
 	}
@@ -547,11 +558,11 @@ func (ps *Parser) Rules(table TableID, chain string) ([]*Rule, error) {
 	if ps.invert {
 		return nil, Usagef("nothing appropriate following !")
 	}
-	srcs, err := ps.addrs(ps.src)
+	srcs, err := ps.addrs(ps.src, ps.Seen['s'])
 	if err != nil {
 		return nil, err
 	}
-	dsts, err := ps.addrs(ps.dst)
+	dsts, err := ps.addrs(ps.dst, ps.Seen['d'])
 	if err != nil {
 		return nil, err
 	}
