@@ -13,6 +13,7 @@ var (
 	ReasonRPFilter           = packet.NewReason("ip.rp_filter", "the way back to the IPv4 source leads elsewhere (net.ipv4.conf.*.rp_filter)")
 	ReasonForwardingOff      = packet.NewReason("ip.forwarding_off", "the incoming interface does not forward")
 	ReasonMartianSource6     = packet.NewReason("ipv6.martian_source", "the IPv6 source address cannot be one: multicast, loopback, or IPv4-mapped")
+	ReasonDisabled6          = packet.NewReason("ipv6.disabled", "IPv6 is off on the incoming interface (net.ipv6.conf.*.disable_ipv6)")
 	ReasonMartianDst6        = packet.NewReason("ipv6.martian_destination", "the IPv6 destination address cannot be reached from outside: loopback, or a multicast scope below the link")
 )
 
@@ -322,6 +323,9 @@ func (s *Snapshot) ValidateSource(p *packet.Packet, in *packet.Iface) packet.Rea
 // validateSource is fib_validate_source. out is the interface that the packet
 // leaves through, 0 for none. direct: the source is a neighbour on q.In.
 func (s *Snapshot) validateSource(q *Query, conf *Conf, out int32) (direct bool, reason packet.Reason) {
+	if q.In == s.lo {
+		return false, 0 // the router's own; Linux keeps the route that it was sent with
+	}
 	rpf := conf.V4(RPFilter)
 	in := int32(q.In.Index)
 	if rpf == 0 && (in != out || conf.V4(SendRedirects) == 0) {
@@ -449,6 +453,9 @@ func (s *Snapshot) check6(q *Query) packet.Reason {
 }
 
 func (s *Snapshot) input6(q *Query, r *Route) packet.Reason {
+	if s.Conf(q.In).V6(V6DisableIPv6) != 0 {
+		return ReasonDisabled6
+	}
 	if reason := s.check6(q); reason != 0 {
 		return reason
 	}

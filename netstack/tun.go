@@ -186,20 +186,16 @@ const tunNode = "/dev/net/tun"
 
 // usable says what is wrong with a device that was made beforehand, and the commands that mend it.
 func usable(d *host.Device, ns *host.Namespace, cfg *TUNConfig) error {
-	uid := os.Getuid()
-	again := func(multi bool) string {
-		return host.RemoveCommand(ns, cfg.Name, multi) + "; " + host.MakeCommand(ns, cfg.Name, uid, cfg.Offload)
-	}
 	switch {
 	case !d.TUN:
 		return errors.New("a device of that name is there and is not a TUN device; choose another name, or remove it: ip link del " + cfg.Name)
 	case !d.MultiQueue:
-		return errors.New("the device was made without multi_queue. As root: " + again(false))
+		return fmt.Errorf("the device was made without multi_queue. As root: %s; %s",
+			host.RemoveCommand(ns, cfg.Name, false), host.MakeCommand(ns, cfg.Name, os.Getuid(), cfg.Offload))
 	case d.Queues > 0:
 		return errors.New("another process is attached to the device; see: ip -d tuntap show")
-	case cfg.Offload && !d.VnetHdr:
-		return errors.New("the device was made without vnet_hdr (or set offload = false). As root: " + again(true))
 	}
+	// vnet_hdr is not looked at: the first queue that is attached sets it as it likes.
 	return nil
 }
 
@@ -231,6 +227,9 @@ func (t *TUN) attach(cfg *TUNConfig, d *host.Device) error {
 		if err != nil {
 			return fmt.Errorf("setting offloads: %w", err)
 		}
+	} else if err := unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, 0); err != nil {
+		// A device made beforehand still has what its last user set.
+		return fmt.Errorf("clearing offloads: %w", err)
 	}
 	for _, q := range t.queues {
 		q.uso = t.offload&tunFUSO4 != 0
@@ -267,7 +266,8 @@ func (t *TUN) setup(fd int, cfg *TUNConfig, d *host.Device, flags uint16) (*tunQ
 	}
 	const features = unix.IFF_TUN | unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_MULTI_QUEUE | unix.IFF_VNET_HDR
 	if got := req.Uint16() & features; got != flags {
-		return nil, fmt.Errorf("the kernel attached it with flags %#x in place of %#x: another process is attached to the device", got, flags)
+		return nil, fmt.Errorf("the kernel attached it %s vnet_hdr, as another process has it that is attached to the device (flags %#x, wanted %#x)",
+			map[bool]string{true: "with", false: "without"}[got&unix.IFF_VNET_HDR != 0], got, flags)
 	}
 	q := &tunQueue{fd: fd, hdr: t.hdrLen}
 	q.emit = q.emitSegment

@@ -417,7 +417,11 @@ func TestTUNPremade(t *testing.T) {
 	ip("tuntap", "del", "tun0", "mode", "tun")
 
 	ip("tuntap", "add", "tun0", "mode", "tun", "multi_queue")
-	refused("no vnet_hdr", "vnet_hdr", "offload = false")
+	if d := openTUN(t, cfg); d.Offloads() == "none" {
+		t.Error("a device made without vnet_hdr does not get it")
+	} else {
+		d.Close()
+	}
 	ip("tuntap", "del", "tun0", "mode", "tun", "multi_queue")
 
 	ip("tuntap", "add", "tun0", "mode", "tap", "multi_queue", "vnet_hdr")
@@ -443,6 +447,44 @@ func TestTUNPremade(t *testing.T) {
 	if _, err := OpenTUN(TUNConfig{Name: "x0", Index: 2, Host: &host.End{NetNS: "/etc/passwd"}}); err == nil || !strings.Contains(err.Error(), "not a network namespace") {
 		t.Errorf("not a namespace: %v", err)
 	}
+}
+
+// TestTUNOffloadsFollowTheUser: what one user of a device sets is not left to the next.
+func TestTUNOffloadsFollowTheUser(t *testing.T) {
+	ns := testNS(t, "uso")
+	run(t, "ip", "-n", ns.String(), "tuntap", "add", "tun0", "mode", "tun", "multi_queue", "vnet_hdr")
+	for _, offload := range []bool{true, false, true} {
+		d := openTUN(t, TUNConfig{Name: "tun0", Index: 2, Queues: 1, Offload: offload, Host: &host.End{NetNS: ns.String(), Addresses: prefixes("10.9.0.2/24")}})
+		var c net.Conn
+		if err := ns.Do(func() (err error) { c, err = net.Dial("udp", "10.9.0.1:4000"); return err }); err != nil {
+			t.Fatal(err)
+		}
+		raw, err := c.(*net.UDPConn).SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_UDP, unix.UDP_SEGMENT, 1000) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Write(bytes.Repeat([]byte{offloadMark(offload)}, 5000)); err != nil {
+			t.Fatal(err)
+		}
+		p := packet.New()
+		await(t, d.Queue(0), p, func(b []byte) bool { return len(b) > 1000 && b[9] == 17 && b[len(b)-1] == offloadMark(offload) })
+		if want := d.offload&tunFUSO4 != 0; (p.GSO.Type == packet.GSOUDPL4) != want || want && (p.Len() != 5028 || p.GSO.Size != 1000 || p.GSO.HdrLen != 28) || !want && p.Len() != 1028 {
+			t.Errorf("offload %v (%s): %d bytes, %+v", offload, d.Offloads(), p.Len(), p.GSO)
+		}
+		c.Close()
+		d.Close()
+	}
+}
+
+func offloadMark(offload bool) byte {
+	if offload {
+		return 0xaa
+	}
+	return 0x55
 }
 
 // TestTUNAddressRefused: what fails half way leaves no device behind.
