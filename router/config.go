@@ -342,6 +342,18 @@ func Tunables(interfaces []InterfaceConfig) *sysctl.Set {
 	return s
 }
 
+// CheckRouting says what is wrong with a configuration's interfaces, addresses,
+// routes and policy rules, the first of it, without a router. The error begins
+// with the place in the configuration.
+func CheckRouting(cfg *Config) error {
+	links := make([]*link, len(cfg.Interfaces))
+	for i := range links {
+		c := &cfg.Interfaces[i]
+		links[i] = &link{cfg: *c, iface: packet.NewIface(i+2, c.Name, c.MTU)}
+	}
+	return netstack.NewFIB(sysctl.NewSet()).Update((&Router{}).fibEdit(cfg, links))
+}
+
 // newKnobs registers and finds the tunables that the router's own code reads.
 func newKnobs(s *sysctl.Set) knobs {
 	return knobs{

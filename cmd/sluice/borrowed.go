@@ -9,8 +9,11 @@ import (
 	"slices"
 	"strings"
 
+	"sluice/conntrack"
+	"sluice/internal/conntrackcmd"
 	"sluice/internal/control"
 	"sluice/internal/iptables"
+	"sluice/internal/sysctl"
 	"sluice/packet"
 	"sluice/tables"
 )
@@ -96,10 +99,13 @@ func (b *borrowedCall) run(ctx context.Context, stdin io.Reader, stdout, stderr 
 		fmt.Fprintf(stderr, "%s: %v\n", b.tool.name, err)
 		return b.failed
 	}
-	files := iptables.ClientArgs(b.argv)
+	files := b.files()
 	if files.Input != "" {
 		f, err := os.Open(files.Input)
-		if err != nil {
+		if err != nil && b.tool.name == "conntrack" {
+			fmt.Fprint(stderr, conntrackOpenError(files.Input))
+			return exitUsage
+		} else if err != nil {
 			fmt.Fprint(stderr, files.OpenError(err))
 			return exitFailed
 		}
@@ -123,12 +129,49 @@ func (b *borrowedCall) run(ctx context.Context, stdin io.Reader, stdout, stderr 
 	return status
 }
 
+// files are those that the command line names: they are the caller's, and the
+// router gets their content.
+func (b *borrowedCall) files() iptables.ClientFiles {
+	if b.tool.name != "conntrack" {
+		return iptables.ClientArgs(b.argv)
+	}
+	for i, a := range b.argv {
+		if i == 0 {
+			continue
+		}
+		name, ok := "", false
+		at := i
+		switch {
+		case (a == "-R" || a == "--load-file") && i+1 < len(b.argv):
+			name, ok, at = b.argv[i+1], true, i+1
+		case strings.HasPrefix(a, "--load-file="):
+			name, ok = a[len("--load-file="):], true
+		case strings.HasPrefix(a, "-R"):
+			name, ok = a[len("-R"):], true
+		}
+		if ok && name != "" && name != "-" {
+			args := slices.Clone(b.argv)
+			args[at] = strings.TrimSuffix(a, name) + "-"
+			if at > i {
+				args[at] = "-"
+			}
+			return iptables.ClientFiles{Args: args, Input: name}
+		}
+	}
+	return iptables.ClientFiles{Args: b.argv}
+}
+
+// conntrackOpenError is what conntrack says of a file that it cannot load.
+func conntrackOpenError(name string) string {
+	return fmt.Sprintf("conntrack v1.4.7 (conntrack-tools): Failed to open file %s for reading\nTry `conntrack -h' or 'conntrack --help' for more information.\n", name)
+}
+
 // speaksAlone: what is asked for takes no router.
 func (b *borrowedCall) speaksAlone() bool {
 	for _, a := range b.argv[1:] {
 		switch a {
 		case "-V", "--version", "-h", "--help":
-			return slices.Contains(iptables.Programs, b.tool.name)
+			return true
 		}
 	}
 	return false
@@ -136,6 +179,9 @@ func (b *borrowedCall) speaksAlone() bool {
 
 // alone runs the tool on empty tables that no packet meets.
 func (b *borrowedCall) alone(stdin io.Reader, stdout, stderr io.Writer) int {
+	if b.tool.name == "conntrack" {
+		return conntrackcmd.Run(conntrack.New(sysctl.NewSet(), conntrack.Options{}), b.argv[1:], stdin, stdout, stderr, nil)
+	}
 	engines := iptables.New(tables.NewEngine(packet.IPv4, &tables.Env{}), tables.NewEngine(packet.IPv6, &tables.Env{}))
 	return iptables.Run(engines, b.argv, stdin, stdout, stderr)
 }

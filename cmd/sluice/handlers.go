@@ -7,6 +7,7 @@ import (
 	"os"
 	"time"
 
+	"sluice/internal/conntrackcmd"
 	"sluice/internal/control"
 	"sluice/internal/iptables"
 )
@@ -19,12 +20,19 @@ func (d *daemon) handlers(s *control.Server) {
 			return iptables.Run(engines, argv, stdin, stdout, stderr)
 		}))
 	}
+	s.Handle("conntrack", func(ctx context.Context, argv []string, stdin io.Reader, stdout, stderr io.Writer) int {
+		return conntrackcmd.Run(d.router.Conntrack(), argv[1:], stdin, stdout, stderr, ctx.Done())
+	})
 	s.Handle("status", func(_ context.Context, argv []string, _ io.Reader, stdout, stderr io.Writer) int {
-		status := d.router.Status()
+		rep := report{Status: d.router.Status()}
+		rep.Rules, rep.Routes = routing(d.router.FIB().Load())
 		if len(argv) > 1 && argv[1] == "--json" {
-			return told(stderr, writeJSON(stdout, status))
+			return told(stderr, writeJSON(stdout, rep))
 		}
-		return told(stderr, printStatus(stdout, status))
+		if err := printStatus(stdout, rep.Status); err != nil {
+			return told(stderr, err)
+		}
+		return told(stderr, printRouting(stdout, rep.Rules, rep.Routes))
 	})
 	s.Handle("reload", func(_ context.Context, _ []string, _ io.Reader, _, stderr io.Writer) int {
 		if !d.reload(stderr) {

@@ -32,6 +32,7 @@ func start(argv []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends a program that does not end by the first
 
 	app := &app{stdin: stdin, stdout: stdout, stderr: stderr}
 	root := app.command()

@@ -263,6 +263,9 @@ func TestVersion(t *testing.T) {
 		t.Errorf("%q", out)
 	}
 	// the tools tell their version without a router
+	if status, out, errs := p.call("", "conntrack", "--version"); status != 0 || out != "conntrack v1.4.7 (conntrack-tools)\n" || errs != "" {
+		t.Errorf("status %d, %q, %q", status, out, errs)
+	}
 	if status, out, errs := p.call("", "iptables", "-V"); status != 0 || out != "iptables v1.8.9 (legacy)\n" || errs != "" {
 		t.Errorf("status %d, %q, %q", status, out, errs)
 	}
@@ -324,6 +327,39 @@ func TestRouter(t *testing.T) {
 		}
 	})
 
+	t.Run("conntrack", func(t *testing.T) {
+		if status, out, errs := p.call("", "conntrack", "-C"); status != 0 || out != "0\n" || errs != "" {
+			t.Errorf("conntrack -C: %d, %q, %q", status, out, errs)
+		}
+		p.file("flows", "-I -p udp -s 10.1.1.1 -d 10.1.1.2 --sport 5 --dport 6 --timeout 100\n")
+		if status, out, errs := p.call("", "conntrack", "-R", "flows"); status != 0 {
+			t.Errorf("conntrack -R: %d, %q, %q", status, out, errs)
+		}
+		if status, out, errs := p.call("", "conntrack", "-L"); status != 0 || !strings.Contains(out, "src=10.1.1.1 dst=10.1.1.2 sport=5 dport=6") {
+			t.Errorf("conntrack -L: %d, %q, %q", status, out, errs)
+		}
+		if status, out, errs := p.call("", "conntrack", "-R", "none"); status != 2 || out != "" || !strings.HasPrefix(errs, "conntrack v1.4.7 (conntrack-tools): Failed to open file none for reading\n") {
+			t.Errorf("conntrack -R none: %d, %q, %q", status, out, errs)
+		}
+		p.call("", "conntrack", "-F")
+	})
+
+	t.Run("conntrack -E ends with its client", func(t *testing.T) {
+		c := p.command(p.bin, "conntrack", "-E")
+		var out buffer
+		c.Stdout = &out
+		if err := c.Start(); err != nil {
+			t.Fatal(err)
+		}
+		p.eventually("an event", func() bool {
+			p.call("", "conntrack", "-I", "-p", "udp", "-s", "10.1.1.1", "-d", "10.1.1.3", "--sport", "5", "--dport", "6", "--timeout", "100")
+			p.call("", "conntrack", "-F")
+			return strings.Contains(out.String(), "dst=10.1.1.3")
+		})
+		c.Process.Kill()
+		c.Wait()
+	})
+
 	t.Run("started under a tool's name", func(t *testing.T) {
 		link := filepath.Join(p.dir, "iptables")
 		if err := os.Symlink(p.bin, link); err != nil {
@@ -339,7 +375,7 @@ func TestRouter(t *testing.T) {
 		if out := p.must("sysctl", "net.ipv4.ip_default_ttl"); out != "net.ipv4.ip_default_ttl = 99\n" {
 			t.Errorf("%q", out)
 		}
-		if out := p.must("sysctl", "net/ipv4/ip_default_ttl=65"); out != "net.ipv4.ip_default_ttl = 65\n" {
+		if out := p.must("sysctl", "-w", "net/ipv4/ip_default_ttl=65"); out != "net.ipv4.ip_default_ttl = 65\n" {
 			t.Errorf("%q", out)
 		}
 		if out := p.must("sysctl", "-n", "net.ipv4.ip_default_ttl"); out != "65\n" {
@@ -372,7 +408,7 @@ func TestRouter(t *testing.T) {
 
 	t.Run("status", func(t *testing.T) {
 		out := p.must("status")
-		for _, want := range []string{"sluice " + version + ", pid " + fmt.Sprint(r.Process.Pid), "configuration " + cfg, "connections 0 of at most ", "INTERFACE", "ipv4    filter  INPUT "} {
+		for _, want := range []string{"sluice " + version + ", pid " + fmt.Sprint(r.Process.Pid), "configuration " + cfg, "connections 0 of at most ", "INTERFACE", "ipv4    filter  INPUT ", "FAMILY  PRIORITY  RULE\nipv4    0         from all lookup local\n"} {
 			if !strings.Contains(out, want) {
 				t.Errorf("no %q in\n%s", want, out)
 			}

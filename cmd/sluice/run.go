@@ -124,9 +124,13 @@ func (d *daemon) run(ctx context.Context) error {
 // attend says when the router is ready, and reloads on SIGHUP.
 func (d *daemon) attend(ctx context.Context, ready <-chan struct{}, hup <-chan os.Signal) {
 	select {
-	case <-ctx.Done():
-		return
 	case <-ready:
+	case <-ctx.Done():
+		select {
+		case <-ready: // and over already, as a router of short capture files may be
+		default:
+			return
+		}
 	}
 	fmt.Fprintln(d.stdout, "sluice: ready")
 	d.notify("READY=1\nSTATUS=routing")

@@ -12,7 +12,7 @@ import (
 )
 
 func (a *app) sysctlCommand() *cobra.Command {
-	var all, valuesOnly bool
+	var all, valuesOnly, write bool
 	cmd := &cobra.Command{
 		Use:   "sysctl [-a] [-n] [NAME[=VALUE]]...",
 		Short: "Show and set the router's tunables",
@@ -35,6 +35,7 @@ configuration keeps it.`,
 		}),
 	}
 	cmd.Flags().BoolVarP(&all, "all", "a", false, "show all, as without NAME")
+	cmd.Flags().BoolVarP(&write, "write", "w", false, "taken for the habit's sake: NAME=VALUE sets with and without it")
 	cmd.Flags().BoolVarP(&valuesOnly, "values", "n", false, "show values without names")
 	return cmd
 }

@@ -23,6 +23,9 @@ func (c *checker) check() {
 	c.interfaces()
 	c.routes()
 	c.rules()
+	if len(c.errs) == 0 {
+		c.routing()
+	}
 	c.services()
 	c.sysctls()
 	c.rulesets()

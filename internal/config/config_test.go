@@ -351,6 +351,9 @@ var refusals = []struct {
 		"46:7: via fe80::1 is a link-local address: name the interface in dev",
 		"49:7: via fe80::1 is a link-local address: name the interface in dev",
 	}},
+	{"the routing tables' own refusals", "[[interface]]\nname = \"a\"\naddresses = [\"10.0.0.1/24\"]\n[[route]]\nto = \"10.0.0.0/24\"\ndev = \"a\"\n", []string{
+		"4:1: route 10.0.0.0/24: file exists",
+	}},
 	{"policy rules", strings.Join([]string{
 		"[[rule]]", `from = "10.0.0.1/24"`, "table = 5", // 1
 		"[[rule]]", `from = "10.0.0.0/24"`, `to = "fd00::/8"`, "table = 254", // 4

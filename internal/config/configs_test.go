@@ -120,6 +120,6 @@ func offlineCapture(t *testing.T) []byte {
 	length := dns()
 	length[ipAt+2] ^= 0xff
 	length[ipAt+10] ^= 0xff // keeps the checksum right
-	write(length) // claims more bytes than there are
+	write(length)           // claims more bytes than there are
 	return out.Bytes()
 }

@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 
 	"sluice/router"
 )
@@ -220,4 +221,29 @@ func (c *checker) ruleAction(i int, r *router.RuleConfig) {
 	default:
 		c.errorf(c.pos("rule", i, "type"), "no rule type %q: \"blackhole\", \"unreachable\" or \"prohibit\"; without type it looks in table", r.Type)
 	}
+}
+
+// routing lets the router's own routing tables have the last word.
+func (c *checker) routing() {
+	err := router.CheckRouting(c.cfg)
+	if err == nil {
+		return
+	}
+	var places []router.Position
+	for _, f := range c.cfg.Interfaces {
+		places = append(places, f.Pos)
+	}
+	for _, r := range c.cfg.Routes {
+		places = append(places, r.Pos)
+	}
+	for _, r := range c.cfg.Rules {
+		places = append(places, r.Pos)
+	}
+	for _, at := range places {
+		if text, ok := strings.CutPrefix(err.Error(), at.String()+": "); ok {
+			c.errorf(at, "%s", text)
+			return
+		}
+	}
+	c.errorf(router.Position{File: c.ix.file}, "%v", err)
 }
