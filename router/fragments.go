@@ -25,9 +25,9 @@ func (w *worker) reassemble(h hooks.Hook, p *packet.Packet) hooks.Verdict {
 	return hooks.Accept
 }
 
-// expireFragments gives up what was not completed in time. The sender is told
-// if the datagram was for the router itself (ip_expire); for others, the host
-// that waits for it does that.
+// expireFragments gives up what was not completed in time. The sender is told;
+// on IPv4 only if the datagram was for the router itself, because otherwise the
+// host that waits for it does that (ip_expire, ip6frag_expire_frag_queue).
 func (r *Router) expireFragments(now int64) {
 	if !r.frags.Due(now) {
 		return
@@ -51,14 +51,14 @@ func (r *Router) expireFragments(now int64) {
 			if p.In == nil {
 				continue
 			}
-			var rt netstack.Route
-			if reason := w.fib.Input(p, &rt); reason != 0 || rt.Type != netstack.RouteLocal {
-				continue
-			}
-			if p.Family == packet.IPv4 {
-				w.icmpError(p, 11, 1, 0)
-			} else {
+			if p.Family == packet.IPv6 {
 				w.icmpError(p, 3, 1, 0)
+			} else {
+				var rt netstack.Route
+				if reason := w.fib.Input(p, &rt); reason != 0 || rt.Type != netstack.RouteLocal {
+					continue
+				}
+				w.icmpError(p, 11, 1, 0)
 			}
 			w.settle()
 		}

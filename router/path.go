@@ -54,7 +54,7 @@ func (w *worker) routeIn(p *packet.Packet) bool {
 	if reason := w.fib.Input(p, &rt); reason != 0 {
 		return w.martian(p, reason)
 	}
-	if p.Family == packet.IPv4 && p.Is(packet.Options) && !w.receiveOptions(p) {
+	if p.Family == packet.IPv4 && p.Is(packet.Options) && !w.receiveOptions(p, &rt) {
 		return false
 	}
 	switch rt.Type {
@@ -116,7 +116,7 @@ func (w *worker) forward(p *packet.Packet) bool {
 			return drop(p, r)
 		}
 	}
-	if tooBig(p, mtuOf(p)) {
+	if p.ExceedsMTU(mtuOf(p)) {
 		w.icmpError(p, pick(v4, 3, 2), pick(v4, 4, 0), uint32(mtuOf(p)))
 		return drop(p, reasonTooBig)
 	}
@@ -126,6 +126,9 @@ func (w *worker) forward(p *packet.Packet) bool {
 	p.SetTTL(p.TTL() - 1)
 	if done, ok := w.run(hooks.Forward, p); done {
 		return ok
+	}
+	if v4 && p.Is(packet.Options) {
+		w.forwardOptions(p)
 	}
 	w.forwarded++
 	return w.postrouting(p)
@@ -180,7 +183,7 @@ func (w *worker) postrouting(p *packet.Packet) bool {
 		}
 		return w.segment(p, mtu)
 	}
-	if p.Len() > mtu || p.FragMax != 0 && p.Len() > int(p.FragMax) {
+	if p.NeedsFragmenting(mtu) {
 		return w.fragment(p, mtu)
 	}
 	return w.transmit(p)
@@ -200,8 +203,7 @@ func (w *worker) loopback(p *packet.Packet) bool {
 // fragment splits a packet to the MTU (ip_fragment, ip6_fragment). A packet that
 // came in fragments leaves in fragments no larger than the largest of those.
 func (w *worker) fragment(p *packet.Packet, mtu int) bool {
-	v4 := p.Family == packet.IPv4
-	if v4 && p.Is(packet.DontFragment) && (p.FragMax == 0 || int(p.FragMax) > mtu) && !p.Is(packet.Loopback) {
+	if p.Family == packet.IPv4 && p.ExceedsMTU(mtu) {
 		w.icmpError(p, 3, 4, uint32(mtu))
 		return drop(p, reasonTooBig)
 	}
@@ -263,19 +265,4 @@ func mtuOf(p *packet.Packet) int {
 		return int(p.Route.MTU)
 	}
 	return p.Out.MTU
-}
-
-// tooBig is ip_exceeds_mtu and ip6_pkt_too_big: p cannot leave in pieces either.
-func tooBig(p *packet.Packet, mtu int) bool {
-	n := p.SegmentLen()
-	if p.Family == packet.IPv4 {
-		if n <= mtu || !p.Is(packet.DontFragment) {
-			return false
-		}
-		return p.FragMax == 0 || int(p.FragMax) > mtu
-	}
-	if p.FragMax != 0 {
-		return int(p.FragMax) > mtu
-	}
-	return n > mtu
 }
