@@ -321,6 +321,9 @@ func TestInputReasons(t *testing.T) {
 		{"fd00::5", "2001:db8::1", 0, RouteNone},
 		{"fd00::5", "ff02::1", 0, RouteMulticast},
 		{"fe80::5", "fe80::6", 0, RouteUnicast},
+		{"::ffff:1.2.3.4", "fd00:1::9", 0, RouteUnicast}, // Linux does not mind
+		{"::", "fd00:1::9", 0, RouteUnicast},
+		{"fd00::1", "fd00:1::9", 0, RouteUnicast},
 		{"::1", "fd00:1::9", ReasonMartianSource6, 0},
 		{"ff02::5", "fd00:1::9", ReasonMartianSource6, 0},
 		{"fd00::5", "::1", ReasonMartianDst6, 0},
@@ -342,6 +345,8 @@ func TestInputReasons(t *testing.T) {
 	check("accept_local", []row{{"10.0.0.1", "8.8.8.8", 0, RouteUnicast}})
 	sysctl("net.ipv4.conf.lan0.route_localnet", "1")
 	check("route_localnet", []row{{"10.0.0.5", "127.0.0.1", 0, RouteLocal}})
+	sysctl("net.ipv6.conf.lan0.disable_ipv6", "1")
+	check("disable_ipv6", []row{{"fd00::5", "fd00:1::9", ReasonDisabled6, 0}, {"fd00::5", "fd00::1", ReasonDisabled6, 0}})
 	sysctl("net.ipv4.ip_forward", "0")
 	check("no forwarding", []row{{"10.0.0.5", "8.8.8.8", ReasonForwardingOff, 0}, {"10.0.0.5", "10.0.0.1", 0, RouteLocal}})
 	if f.Load().Forwarding(f.Load().IfaceByName("lan0"), packet.IPv4) || !f.Load().Forwarding(f.Load().IfaceByName("lan0"), packet.IPv6) {

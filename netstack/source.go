@@ -12,7 +12,7 @@ var (
 	ReasonMartianDestination = packet.NewReason("ip.martian_destination", "the IPv4 destination address cannot be reached from outside: loopback, zero, or a broadcast of another interface")
 	ReasonRPFilter           = packet.NewReason("ip.rp_filter", "the way back to the IPv4 source leads elsewhere (net.ipv4.conf.*.rp_filter)")
 	ReasonForwardingOff      = packet.NewReason("ip.forwarding_off", "the incoming interface does not forward")
-	ReasonMartianSource6     = packet.NewReason("ipv6.martian_source", "the IPv6 source address cannot be one: multicast, loopback, or IPv4-mapped")
+	ReasonMartianSource6     = packet.NewReason("ipv6.martian_source", "the IPv6 source address cannot be one: multicast, or loopback")
 	ReasonDisabled6          = packet.NewReason("ipv6.disabled", "IPv6 is off on the incoming interface (net.ipv6.conf.*.disable_ipv6)")
 	ReasonMartianDst6        = packet.NewReason("ipv6.martian_destination", "the IPv6 destination address cannot be reached from outside: loopback, or a multicast scope below the link")
 )
@@ -438,7 +438,7 @@ func (s *Snapshot) hasAny4(index int) bool {
 func (s *Snapshot) check6(q *Query) packet.Reason {
 	src, dst := netip.AddrFrom16(q.Src), netip.AddrFrom16(q.Dst)
 	switch {
-	case src.IsMulticast() || src.Is4In6():
+	case src.IsMulticast():
 		return ReasonMartianSource6
 	case q.In == s.lo:
 		return 0
