@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 
+	"sluice/internal/iptables"
 	"sluice/router"
 )
 
@@ -14,8 +15,8 @@ import (
 // fills in what one value says about another.
 type checker struct {
 	*decoder
-	cfg *router.Config
-	doc map[string]any
+	cfg      *router.Config
+	resolver iptables.Resolver // nil: the host's
 }
 
 func (c *checker) check() {

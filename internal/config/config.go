@@ -10,6 +10,7 @@ import (
 
 	"github.com/BurntSushi/toml"
 
+	"sluice/internal/iptables"
 	"sluice/router"
 )
 
@@ -33,6 +34,10 @@ func Read(path string) (cfg *router.Config, warnings Problems, err error) {
 // Parse is Read of a text; name is its file's name, and relative paths in it
 // count from that file's folder.
 func Parse(name string, text []byte) (cfg *router.Config, warnings Problems, err error) {
+	return parse(name, text, nil)
+}
+
+func parse(name string, text []byte, resolver iptables.Resolver) (cfg *router.Config, warnings Problems, err error) {
 	doc, problem := document(name, text)
 	if problem != nil {
 		return nil, nil, Problems{*problem}
@@ -40,7 +45,7 @@ func Parse(name string, text []byte) (cfg *router.Config, warnings Problems, err
 	d := &decoder{report: &report{}, ix: newIndex(name, text), dir: filepath.Dir(name)}
 	cfg = &router.Config{File: name}
 	d.value(node{val: doc}, reflect.ValueOf(cfg).Elem())
-	c := &checker{decoder: d, cfg: cfg, doc: doc}
+	c := &checker{decoder: d, cfg: cfg, resolver: resolver}
 	c.check()
 	warnings = sorted(d.warns, name)
 	if len(d.errs) > 0 {

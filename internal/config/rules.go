@@ -99,6 +99,9 @@ func (c *checker) tryRules(family uint8, script []router.ScriptLine) {
 	ct := conntrack.New(set, conntrack.Options{})
 	env := &tables.Env{CT: ct, NAT: nat.New(ct, set), Sysctl: set}
 	engines := iptables.New(tables.NewEngine(packet.IPv4, env), tables.NewEngine(packet.IPv6, env))
+	if c.resolver != nil {
+		engines.Resolver = c.resolver
+	}
 	for range maxRuleErrors {
 		err := engines.Check(family, lines)
 		if err == nil {
