@@ -3,9 +3,7 @@ package e2e
 import (
 	"bufio"
 	"bytes"
-	"fmt"
 	"io"
-	"net"
 	"net/netip"
 	"strings"
 	"testing"
@@ -32,28 +30,14 @@ func TestPing(t *testing.T) {
 func TestTraceroute(t *testing.T) {
 	b := newBed(t, "")
 	b.Need("traceroute")
-	out := b.client.Must("traceroute", "-n", "-q", "1", "-w", "2", "198.51.100.2")
+	out := b.client.Must("traceroute", "-n", "-q", "1", "-N", "1", "-w", "2", "198.51.100.2")
 	if hops := strings.Split(strings.TrimSpace(out), "\n"); len(hops) != 3 || !strings.Contains(hops[1], "10.0.1.1") || !strings.Contains(hops[2], "198.51.100.2") {
 		t.Errorf("IPv4:\n%s", out)
 	}
-	out = b.client.Must("traceroute", "-6", "-n", "-q", "1", "-w", "2", "fd00:2::2")
+	out = b.client.Must("traceroute", "-6", "-n", "-q", "1", "-N", "1", "-w", "2", "fd00:2::2")
 	if hops := strings.Split(strings.TrimSpace(out), "\n"); len(hops) != 3 || !strings.Contains(hops[1], "fd00:1::1") || !strings.Contains(hops[2], "fd00:2::2") {
 		t.Errorf("IPv6:\n%s", out)
 	}
-}
-
-// dialRead connects from ns and reads what the other side says.
-func (b *bed) dialRead(from interface {
-	Dial(network, addr string) (net.Conn, error)
-}, addr string) (string, error) {
-	c, err := from.Dial("tcp", addr)
-	if err != nil {
-		return "", err
-	}
-	defer c.Close()
-	c.SetDeadline(time.Now().Add(5 * time.Second))
-	s, err := io.ReadAll(c)
-	return strings.TrimSpace(string(s)), err
 }
 
 func TestMasquerade(t *testing.T) {
@@ -66,7 +50,7 @@ rules = ["-A POSTROUTING -o wan0 -j MASQUERADE"]
 	serve(b.server, "198.51.100.2:80")
 	serve(b.server, "[fd00:2::2]:80")
 	for addr, want := range map[string]string{"198.51.100.2:80": "198.51.100.1", "[fd00:2::2]:80": "fd00:2::1"} {
-		got, err := b.dialRead(b.client, addr)
+		got, err := hear(b.client, addr)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -101,41 +85,15 @@ rules = ["-A PREROUTING -i wan0 -p tcp --dport 8080 -j DNAT --to-destination [fd
 `)
 	serve(b.client, "10.0.1.2:80")
 	serve(b.client, "[fd00:1::2]:80")
-	if got, err := b.dialRead(b.server, "198.51.100.1:8080"); err != nil || !strings.HasPrefix(got, "198.51.100.2:") {
+	if got, err := hear(b.server, "198.51.100.1:8080"); err != nil || !strings.HasPrefix(got, "198.51.100.2:") {
 		t.Errorf("from outside: %q, %v", got, err)
 	}
-	if got, err := b.dialRead(b.server, "[fd00:2::1]:8080"); err != nil || !strings.HasPrefix(got, "[fd00:2::2]:") {
+	if got, err := hear(b.server, "[fd00:2::1]:8080"); err != nil || !strings.HasPrefix(got, "[fd00:2::2]:") {
 		t.Errorf("from outside over IPv6: %q, %v", got, err)
 	}
 	// Hairpin: the client reaches itself by the outside address.
-	if got, err := b.dialRead(b.client, "198.51.100.1:8080"); err != nil || !strings.HasPrefix(got, "10.0.1.1:") {
+	if got, err := hear(b.client, "198.51.100.1:8080"); err != nil || !strings.HasPrefix(got, "10.0.1.1:") {
 		t.Errorf("hairpin: %q, %v", got, err)
-	}
-}
-
-func TestReject(t *testing.T) {
-	b := newBed(t, `
-[iptables.filter]
-rules = [
-  "-A FORWARD -p tcp --dport 25 -j REJECT --reject-with tcp-reset",
-  "-A FORWARD -p tcp --dport 26 -j REJECT",
-  "-A FORWARD -p tcp --dport 27 -j REJECT --reject-with icmp-admin-prohibited",
-  "-A FORWARD -p tcp --dport 28 -j DROP",
-]
-[ip6tables.filter]
-rules = ["-A FORWARD -p tcp --dport 25 -j REJECT --reject-with tcp-reset", "-A FORWARD -p tcp --dport 26 -j REJECT"]
-`)
-	for addr, want := range map[string]string{
-		"198.51.100.2:25": "refused", "198.51.100.2:26": "refused", "198.51.100.2:27": "no route to host",
-		"198.51.100.2:28": "timeout", "[fd00:2::2]:25": "refused", "[fd00:2::2]:26": "refused",
-	} {
-		c, err := b.client.Dial("tcp", addr)
-		if err == nil {
-			c.Close()
-		}
-		if err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%s: %v, not %s", addr, err, want)
-		}
 	}
 }
 
@@ -149,17 +107,7 @@ rules = ["-A POSTROUTING -o wan0 -j MASQUERADE"]
 rules = ["-A POSTROUTING -o wan0 -j MASQUERADE"]
 `)
 	for _, addr := range []string{"198.51.100.2:9000", "[fd00:2::2]:9000"} {
-		echo := b.server.ListenPacket(addr)
-		go func() {
-			buf := make([]byte, 65536)
-			for {
-				n, from, err := echo.ReadFrom(buf)
-				if err != nil {
-					return
-				}
-				echo.WriteTo(buf[:n], from)
-			}
-		}()
+		echo(b.server, addr)
 		c, err := b.client.Dial("udp", addr)
 		if err != nil {
 			t.Fatal(err)
@@ -236,60 +184,5 @@ func TestFragmentationNeeded(t *testing.T) {
 	got, err := io.ReadAll(bufio.NewReader(c))
 	if err != nil || !bytes.Equal(got, want) {
 		t.Errorf("got %d of %d bytes, %v", len(got), len(want), err)
-	}
-}
-
-// TestPolicyRouting: a mark sends packets another way.
-func TestPolicyRouting(t *testing.T) {
-	b := newBed(t, "")
-	b.r.Stop()
-	second := b.NS("second")
-	b.r = b.Sluice(pair + `
-[[interface]]
-name = "wan1"
-addresses = ["203.0.113.1/24"]
-  [interface.host]
-  netns = "{ns:second}"
-  addresses = ["203.0.113.2/24", "192.0.2.1/32"]
-  routes = ["default via 203.0.113.1"]
-
-[[route]]
-to = "192.0.2.1/32"
-via = "198.51.100.2"
-
-[[route]]
-to = "default"
-via = "203.0.113.2"
-table = 100
-
-[[rule]]
-fwmark = "0x1/0xff"
-table = 100
-
-[iptables.mangle]
-rules = ["-A PREROUTING -p tcp --dport 7001 -j MARK --set-mark 1"]
-`)
-	b.server.Must("ip", "addr", "add", "192.0.2.1/32", "dev", "lo")
-	for i, ns := range []interface {
-		Listen(string) net.Listener
-	}{b.server, second} {
-		for port := 7000; port <= 7001; port++ {
-			ln := ns.Listen(fmt.Sprintf("192.0.2.1:%d", port))
-			go func() {
-				for {
-					c, err := ln.Accept()
-					if err != nil {
-						return
-					}
-					fmt.Fprintf(c, "way %d\n", i)
-					c.Close()
-				}
-			}()
-		}
-	}
-	for port, want := range map[int]string{7000: "way 0", 7001: "way 1"} {
-		if got, err := b.dialRead(b.client, fmt.Sprintf("192.0.2.1:%d", port)); got != want {
-			t.Errorf("port %d: %q, %v, not %q", port, got, err, want)
-		}
 	}
 }

@@ -1,8 +1,11 @@
 package e2e
 
 import (
+	"io"
 	"os"
+	"strings"
 	"testing"
+	"time"
 
 	"sluice/e2e/lab"
 )
@@ -39,7 +42,15 @@ type bed struct {
 	r              *lab.Sluice
 }
 
+// newBed makes one. Tests on it run side by side.
 func newBed(t *testing.T, config string) *bed {
+	t.Helper()
+	t.Parallel()
+	return newLoneBed(t, config)
+}
+
+// newLoneBed is newBed for tests that want the machine for themselves.
+func newLoneBed(t *testing.T, config string) *bed {
 	t.Helper()
 	l := lab.New(t)
 	b := &bed{Lab: l, client: l.NS("client"), server: l.NS("server")}
@@ -59,6 +70,49 @@ func serve(ns *lab.NS, addr string) {
 			}
 			c.Write([]byte(c.RemoteAddr().String() + "\n"))
 			c.Close()
+		}
+	}()
+}
+
+// say answers each TCP connection on addr with a text.
+func say(ns *lab.NS, addr, text string) {
+	ln := ns.Listen(addr)
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			c.Write([]byte(text))
+			c.Close()
+		}
+	}()
+}
+
+// hear connects from ns and gives what the other side says, without the white
+// space around it.
+func hear(ns *lab.NS, addr string) (string, error) {
+	c, err := ns.Dial("tcp", addr)
+	if err != nil {
+		return "", err
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(5 * time.Second))
+	s, err := io.ReadAll(c)
+	return strings.TrimSpace(string(s)), err
+}
+
+// echo sends UDP datagrams on addr back where they came from.
+func echo(ns *lab.NS, addr string) {
+	c := ns.ListenPacket(addr)
+	go func() {
+		buf := make([]byte, 65536)
+		for {
+			n, from, err := c.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			c.WriteTo(buf[:n], from)
 		}
 	}()
 }

@@ -22,16 +22,23 @@ func (x routes) SourceFor(fam uint8, dev *packet.Iface, nexthop [16]byte) ([16]b
 	return x.r.fib.Load().SourceFor(fam, dev, nexthop)
 }
 
-func (x routes) FirstAddr(fam uint8, dev *packet.Iface) ([16]byte, bool) {
+// FirstAddr goes by the order of the kernel's lists: for IPv4 as they were
+// added, for IPv6 wider scopes first and in each the newest first.
+func (x routes) FirstAddr(fam uint8, dev *packet.Iface) (first [16]byte, ok bool) {
 	if dev == nil {
-		return [16]byte{}, false
+		return first, false
 	}
+	wide := false
 	for _, a := range x.r.fib.Load().Addrs(dev.Index) {
-		if familyOf(a.Prefix.Addr()) == fam && (fam == packet.IPv6 || !a.Secondary) {
-			return addr16(a.Prefix.Addr()), true
+		switch ip := a.Prefix.Addr(); {
+		case familyOf(ip) != fam:
+		case fam == packet.IPv4 && !a.Secondary:
+			return addr16(ip), true
+		case fam == packet.IPv6 && (!wide || !ip.IsLinkLocalUnicast()):
+			first, ok, wide = addr16(ip), true, !ip.IsLinkLocalUnicast()
 		}
 	}
-	return [16]byte{}, false
+	return first, ok
 }
 
 func (x routes) Ifaces() []*packet.Iface { return x.r.fib.Load().Ifaces() }

@@ -76,7 +76,7 @@ func (l *Lab) SluiceCommand(config string, wrap []string) *Sluice {
 	if !strings.Contains(config, "[control]") {
 		s.Config = l.File("router.toml", config+"\n[control]\nsocket = \"{dir}/sluice.sock\"\n")
 	}
-	args := append(append([]string{}, wrap...), s.bin, "run", "-c", s.Config)
+	args := append(append([]string{}, wrap...), s.bin, "--name", l.prefix, "run", "-c", s.Config)
 	c := exec.Command(args[0], args[1:]...)
 	s.Proc = l.StartCommand(c)
 	return s
