@@ -94,6 +94,9 @@ func (w *worker) input(p *packet.Packet) bool {
 	if done, ok := w.run(hooks.Input, p); done {
 		return ok
 	}
+	if typ, _, ok := p.ICMPType(); ok && (typ == 8 && p.Family == packet.IPv4 || typ == 128 && p.Family == packet.IPv6) && w.r.knobs.echoIgnore[family(p)].Load() != 0 {
+		return drop(p, reasonEchoIgnored)
+	}
 	if !w.r.local.Deliver(p) {
 		return false
 	}

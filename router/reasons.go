@@ -15,6 +15,7 @@ var (
 	reasonFragment        = packet.NewReason("ip.fragment_failed", "could not be fragmented to the next hop's MTU")
 	reasonLinkGone        = packet.NewReason("link.gone", "the outgoing device is gone")
 	reasonLinkWrite       = packet.NewReason("link.write_error", "the outgoing device refused the frame")
+	reasonEchoIgnored     = packet.NewReason("icmp.echo_ignored", "an echo request that icmp_echo_ignore_all leaves unanswered")
 	reasonLocalOutputFull = packet.NewReason("local.output_full", "more packets of the router's own than a worker could take")
 	reasonLoop            = packet.NewReason("local.loop", "a local packet looped back too often")
 	reasonHookUnknown     = packet.NewReason("hook.unnamed", "a stage dropped without naming a reason")

@@ -6,6 +6,7 @@ import (
 	"reflect"
 	"slices"
 
+	"sluice/internal/host"
 	"sluice/internal/sysctl"
 	"sluice/netstack"
 	"sluice/packet"
@@ -54,10 +55,19 @@ func (r *Router) apply(cfg *Config) (err error) {
 	if err != nil {
 		return err
 	}
-	undo := func() {
+	closeMade := func() {
 		for _, l := range made {
 			l.link.Close()
 		}
+	}
+	untune, err := r.retune(cfg, keep)
+	if err != nil {
+		closeMade()
+		return err
+	}
+	undo := func() {
+		untune()
+		closeMade()
 	}
 	next := append(append([]*link{}, keep...), made...)
 	sortLinks(next, cfg)
@@ -69,10 +79,10 @@ func (r *Router) apply(cfg *Config) (err error) {
 		return err
 	}
 	back := func() {
+		undo()
 		if e := r.fib.Update(oldFIB); e != nil {
 			r.log.Error("going back to the former routes", "err", e)
 		}
-		undo()
 	}
 	restoreSysctls, err := r.setSysctls(cfg)
 	if err != nil {
@@ -125,18 +135,57 @@ func sortLinks(ls []*link, cfg *Config) {
 	copy(ls, out)
 }
 
-// sameDevice: the interface can live on through a reload.
+// sameDevice: the interface can live on through a reload; retune sees to what may differ.
 func sameDevice(a, b *InterfaceConfig) bool {
 	x, y := *a, *b
 	for _, c := range []*InterfaceConfig{&x, &y} {
-		c.Pos, c.Addresses = Position{}, nil
-		if c.Host != nil {
-			h := *c.Host
-			h.Pos = Position{}
-			c.Host = &h
+		c.Pos, c.Addresses, c.MTU = Position{}, nil, 0
+		ns := c.Host.NetNSPath()
+		c.Host = nil
+		if ns != "" {
+			c.Host = &HostConfig{NetNS: ns}
 		}
 	}
 	return reflect.DeepEqual(x, y)
+}
+
+// retune brings the MTUs and the kernel's ends of interfaces that live on to
+// what cfg says; undo takes it back.
+func (r *Router) retune(cfg *Config, keep []*link) (undo func(), err error) {
+	var done []*link
+	undo = func() {
+		for _, l := range done {
+			if err := r.tune(l, &l.cfg); err != nil {
+				r.log.Error("going back to the former device settings", "interface", l.cfg.Name, "err", err)
+			}
+		}
+	}
+	for _, l := range keep {
+		done = append(done, l)
+		if err := r.tune(l, cfg.Interface(l.cfg.Name)); err != nil {
+			undo()
+			return nil, fmt.Errorf("%s: interface %s: %w", cfg.Interface(l.cfg.Name).Pos, l.cfg.Name, err)
+		}
+	}
+	return undo, nil
+}
+
+func (r *Router) tune(l *link, c *InterfaceConfig) error {
+	if c.MTU != 0 && c.MTU != l.iface.MTU {
+		if err := l.link.SetMTU(c.MTU); err != nil {
+			return err
+		}
+		l.iface = l.link.Iface()
+		r.eachWorker(func(w *worker) {
+			if d := w.port(l.iface); d != nil {
+				d.iface = l.iface
+			}
+		})
+	}
+	if h, ok := l.link.(interface{ SetHost(*host.End) error }); ok && c.Host != nil && !reflect.DeepEqual(HostEnd(c), HostEnd(&l.cfg)) {
+		return h.SetHost(HostEnd(c))
+	}
+	return nil
 }
 
 // openLinks finds the interfaces that stay and opens those that are new.
@@ -155,7 +204,7 @@ func (r *Router) openLinks(cfg *Config) (keep, made []*link, err error) {
 			for _, m := range made {
 				m.link.Close()
 			}
-			return nil, nil, fmt.Errorf("%s: interface %s: a running interface's device cannot change (type, mtu, queues, offload, owner, files, host): rename it or restart sluice", c.Pos, c.Name)
+			return nil, nil, fmt.Errorf("%s: interface %s: type, queues, offload, owner, files and namespace of a running interface stay as they are: give it another name, or restart sluice", c.Pos, c.Name)
 		}
 		index := r.nextIndex
 		nl, err := r.openLink(c, index)

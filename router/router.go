@@ -77,6 +77,7 @@ type Router struct {
 // knobs are the tunables that the router's own code reads.
 type knobs struct {
 	errorsUseInbound *sysctl.Var
+	echoIgnore       [2]*sysctl.Var // by family
 	conntrackMax     *sysctl.Var
 	ttl4, ttl6       *sysctl.Var
 }
@@ -110,6 +111,7 @@ func New(cfg *Config, opt Options) (*Router, error) {
 	r.limit = newICMPLimiter(s)
 	r.redirects = newRedirectLimiter()
 	r.knobs = knobs{
+		echoIgnore:       [2]*sysctl.Var{s.New("net.ipv4.icmp_echo_ignore_all", 0, 0, 1), s.New("net.ipv6.icmp.echo_ignore_all", 0, 0, 1)},
 		errorsUseInbound: s.New("net.ipv4.icmp_errors_use_inbound_ifaddr", 0, 0, 1),
 		conntrackMax:     s.Lookup("net.netfilter.nf_conntrack_max"),
 		ttl4:             s.New("net.ipv4.ip_default_ttl", 64, 1, 255),
@@ -133,6 +135,8 @@ func New(cfg *Config, opt Options) (*Router, error) {
 	if r.local, err = netstack.NewLocal(r.localOptions(n)); err != nil {
 		return nil, err
 	}
+	r.knobs.ttl4.OnChange(func(int64) { r.setTTL() })
+	r.knobs.ttl6.OnChange(func(int64) { r.setTTL() })
 	r.services = services.NewManager(r.local, statusSource{r}, opt.Log)
 	for i := range n {
 		w, err := newWorker(r, i)
@@ -238,6 +242,13 @@ func (r *Router) removeGone(l *link) {
 func (r *Router) eachWorker(f func(*worker)) {
 	for _, w := range r.workers {
 		w.do(f)
+	}
+}
+
+// setTTL tells the local stack what the tunables say.
+func (r *Router) setTTL() {
+	if err := r.local.SetTTL(uint8(r.knobs.ttl4.Load()), uint8(r.knobs.ttl6.Load())); err != nil {
+		r.log.Error("default TTL", "err", err)
 	}
 }
 

@@ -143,6 +143,7 @@ func (r *Router) Status() *Status {
 	})
 	local := r.local.Stats()
 	s.Sent = local.Sent
+	drops[reasonLocalOutputFull] += local.OutputFull
 	s.LogLost = r.logs.lost.Load()
 	for i, n := range drops {
 		if n > 0 {

@@ -57,8 +57,15 @@ func (v *Var) Set(s string) error {
 	return nil
 }
 
-// OnChange registers f to be called after each Store.
-func (v *Var) OnChange(f func(int64)) *Var { v.onChange = f; return v }
+// OnChange registers f to be called after each Store, after those registered before it.
+func (v *Var) OnChange(f func(int64)) *Var {
+	if first := v.onChange; first != nil {
+		v.onChange = func(x int64) { first(x); f(x) }
+	} else {
+		v.onChange = f
+	}
+	return v
+}
 
 // Computed makes v read its value from f.
 func (v *Var) Computed(f func() int64) *Var { v.get, v.ReadOnly = f, true; return v }
