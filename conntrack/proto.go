@@ -6,8 +6,7 @@ import "sluice/packet"
 type result uint8
 
 const (
-	resAccept      result = iota
-	resAcceptCount        // accepted; the expiry stays
+	resAccept result = iota
 	resInvalid
 	resDrop
 	resRepeat // the connection is gone: look up again
@@ -69,14 +68,15 @@ func (w *Worker) trackUDP(p *packet.Packet, e *Entry, hook uint8) result {
 	if len(b) < 8 {
 		return resInvalid
 	}
-	if n := int(be.Uint16(b[4:])); p.Proto == packet.ProtoUDP {
-		if n > len(b) && p.GSO.Type == packet.GSONone || n < 8 {
+	n, sum := int(be.Uint16(b[4:])), be.Uint16(b[6:])
+	if p.Proto == packet.ProtoUDPLite {
+		if n == 0 {
+			n = len(b)
+		}
+		if n < 8 || n > len(b) || sum == 0 || !w.liteChecksumOK(p, b, n, hook) {
 			return resInvalid
 		}
-	} else if n != 0 && n < 8 || n > len(b) || be.Uint16(b[6:]) == 0 { // UDP-Lite: coverage; a checksum is due
-		return resInvalid
-	}
-	if be.Uint16(b[6:]) != 0 && !w.checksumOK(p, hook) {
+	} else if n < 8 || n > len(b) && p.GSO.Type == packet.GSONone || sum != 0 && !w.checksumOK(p, hook) {
 		return resInvalid
 	}
 	dir := PacketDir(p)
@@ -98,6 +98,20 @@ func (w *Worker) trackUDP(p *packet.Packet, e *Entry, hook uint8) result {
 		w.assure(e)
 	}
 	return resAccept
+}
+
+// liteChecksumOK verifies UDP-Lite as Linux's conntrack does: over the covered
+// bytes, with UDP's number in the pseudo header where RFC 3828 has UDP-Lite's.
+func (w *Worker) liteChecksumOK(p *packet.Packet, b []byte, covered int, hook uint8) bool {
+	if hook != hookPrerouting || w.t.sys.checksum.Load() == 0 {
+		return true
+	}
+	src, dst := p.Src(), p.Dst()
+	size := 16
+	if p.Family == packet.IPv4 {
+		size = 4
+	}
+	return packet.AddSum(packet.PseudoSum(src[:size], dst[:size], packet.ProtoUDP, len(b)), packet.Sum(b[:covered])) == 0xffff
 }
 
 // trackICMP: only queries start a connection.

@@ -202,7 +202,7 @@ func (w *Worker) trackSCTP(p *packet.Packet, e *Entry, hook uint8) result {
 		e.Event(EventProtoInfo)
 	}
 	if ignore {
-		return resAcceptCount
+		return resAccept
 	}
 	w.refresh(p, e, dir, t.timeout(e, int(state), secondsOf(t.sys.sctp[state])))
 	return resAccept

@@ -514,7 +514,7 @@ func (w *Worker) trackTCP(p *packet.Packet, e *Entry, idx uint32, hook uint8) re
 			return resAccept
 		}
 		if s.kind == segSyn && old == TCPSynSent {
-			return resAcceptCount // a retransmitted SYN keeps nothing alive
+			return resAccept // a retransmitted SYN keeps nothing alive
 		}
 		if next == TCPEstablished {
 			timeout = min(timeout, t.tcpTimeout2(e, tcpUnack))
@@ -533,9 +533,7 @@ func (w *Worker) ignoredTCP(e *Entry, dir Dir, s *segment, old, next *TCPState) 
 	c := &e.tcp
 	if s.kind == segSynAck && c.lastIndex == segSyn && Dir(c.lastDir) != dir && s.ack == c.lastEnd {
 		// It acknowledges a SYN that was let through: go on from what that said.
-		prev := *old
 		*old, *next = TCPSynSent, TCPSynRecv
-		_ = prev
 		d := &c.dir[c.lastDir]
 		d.end, d.maxEnd = c.lastEnd, c.lastEnd
 		d.maxWin = max(uint32(c.lastWin), 1)

@@ -39,8 +39,6 @@ func (w *Worker) Track(p *packet.Packet, hook uint8) bool {
 		}
 		switch w.protocol(p, e, idx, hook) {
 		case resAccept:
-		case resAcceptCount:
-			w.account(p, e, PacketDir(p))
 		case resInvalid:
 			w.forget(p, e, idx)
 			w.stat(statInvalid)
