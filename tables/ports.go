@@ -17,7 +17,7 @@ func (r *PortRange) Has(port uint16) bool {
 // short and dropped. So is the fragment at offset 8 of a TCP packet, which could
 // overwrite flags. It always returns false.
 func (c *Context) NoPorts(p *packet.Packet) bool {
-	if p.Flags&packet.LaterFragment == 0 || p.Proto == packet.ProtoTCP && p.FragOff == 8 {
+	if p.Flags&packet.LaterFragment == 0 || p.Family == packet.IPv4 && p.Proto == packet.ProtoTCP && p.FragOff == 8 {
 		c.Hotdrop = true
 	}
 	return false

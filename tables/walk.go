@@ -159,6 +159,13 @@ func (pr *Program) Run(c *Context, t TableID, p *packet.Packet) hooks.Verdict {
 		n := &c.Counters[o.counter]
 		n.Packets++
 		n.Bytes += size
+		if c.Hotdrop { // an inverted match that found the packet malformed
+			if o.kind == opTarget {
+				o.x.target(c, p)
+			}
+			p.Reason = reasonHotdrop
+			return hooks.Drop
+		}
 		var res Result
 		switch o.kind {
 		case opJump:

@@ -194,8 +194,7 @@ var matchSCTP = &tables.Match{
 			if !sp.Has(p.SrcPort()) || !dp.Has(p.DstPort()) {
 				return false
 			}
-			ok := set.match(c, p.Transport()[12:])
-			return ok != inverted && !c.Hotdrop
+			return set.match(c, p.Transport()[12:]) != inverted
 		}, nil
 	},
 }
