@@ -17,7 +17,7 @@ func (s *Snapshot) AddrType(family uint8, a [16]byte, dev *packet.Iface) RouteTy
 	if ip.IsMulticast() {
 		return RouteMulticast
 	}
-	if t := s.tables[TableLocal]; t != nil {
+	if t := s.local; t != nil {
 		if w, ok := t.Lookup(ip); ok {
 			for i := -1; i < len(w.rest); i++ {
 				if h := w.at(i); dev == nil || int(h.dev) == dev.Index {
@@ -45,7 +45,7 @@ func (s *Snapshot) addrType4(a [16]byte, dev *packet.Iface) RouteType {
 	case ip.IsMulticast():
 		return RouteMulticast
 	}
-	if t := s.tables[TableLocal]; t != nil {
+	if t := s.local; t != nil {
 		if w, ok := t.Lookup(ip); ok {
 			for i := -1; i < len(w.rest); i++ {
 				if h := w.at(i); dev == nil || int(h.dev) == dev.Index {
@@ -69,7 +69,7 @@ func (w *ways) at(i int) *hop {
 func (s *Snapshot) IsLocal(family uint8, a [16]byte) bool { return s.isLocal(Addr(family, a)) }
 
 func (s *Snapshot) isLocal(a netip.Addr) bool {
-	t := s.tables[TableLocal]
+	t := s.local
 	if t == nil {
 		return false
 	}

@@ -68,7 +68,7 @@ func (tx *Tx) Reset() {
 		}
 	}
 	tx.s.devs = nil
-	tx.s.tables = map[uint32]*bart.Table[*ways]{}
+	tx.s.tables, tx.s.local = map[uint32]*bart.Table[*ways]{}, nil
 	tx.s.specs = slices.Clone(defaultRules)
 	tx.owned = map[uint32]int{}
 	// lo's addresses cannot be refused: the tables are empty.
@@ -484,17 +484,20 @@ func (tx *Tx) put(id uint32, p netip.Prefix, w *ways) {
 		t, n = t.Clone(), copiedAt
 	case n < copiedAt:
 		n++
-		if tx.owned[id] = n; w == nil {
-			tx.s.tables[id] = t.DeletePersist(p)
-		} else {
-			tx.s.tables[id] = t.InsertPersist(p, w)
-		}
-		return
 	}
-	if tx.owned[id], tx.s.tables[id] = n, t; w == nil {
+	switch {
+	case n == copiedAt && w == nil:
 		t.Delete(p)
-	} else {
+	case n == copiedAt:
 		t.Insert(p, w)
+	case w == nil:
+		t = t.DeletePersist(p)
+	default:
+		t = t.InsertPersist(p, w)
+	}
+	tx.owned[id], tx.s.tables[id] = n, t
+	if id == TableLocal {
+		tx.s.local = t
 	}
 }
 

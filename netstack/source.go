@@ -412,7 +412,7 @@ func (s *Snapshot) lookupHop4(q *Query, out int32) (RouteType, *hop) {
 
 // hasAddr4: the address itself is an interface's (inet_lookup_ifaddr_rcu).
 func (s *Snapshot) hasAddr4(a [16]byte) bool {
-	t := s.tables[TableLocal]
+	t := s.local
 	if t == nil {
 		return false
 	}
