@@ -29,9 +29,9 @@ type Snapshot struct {
 	devs   []*dev // by interface index; nil where there is none
 	tables map[uint32]*bart.Table[*ways]
 	local  *bart.Table[*ways] // tables[TableLocal], or nil
-	specs  []Rule    // as added, by family and priority
-	rules  [2][]rule // compiled: IPv4, IPv6
-	custom [2]bool   // rules other than the default ones
+	specs  []Rule             // as added, by family and priority
+	rules  [2][]rule          // compiled: IPv4, IPv6
+	custom [2]bool            // rules other than the default ones
 	lo     *packet.Iface
 	conf   *confSet
 }
