@@ -41,7 +41,7 @@ func (l *link) Read(p *packet.Packet) error {
 	if l.next++; l.next == len(l.order) {
 		l.next = 0
 	}
-	p.SetBytes(f)
+	p.End = p.Off + copy(p.Buf[p.Off:], f)
 	return nil
 }
 

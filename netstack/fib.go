@@ -107,6 +107,13 @@ func (f *FIB) Update(edit func(*Tx) error) error {
 // somewhere (unicast, local, broadcast, anycast, multicast); otherwise Type
 // says why not: RouteNone, RouteBlackhole, RouteUnreachable or RouteProhibit.
 func (s *Snapshot) Lookup(q *Query) (r Route, ok bool) {
+	ok = s.find(q, &r)
+	return r, ok
+}
+
+// find is Lookup into a Route that is there already.
+func (s *Snapshot) find(q *Query, r *Route) bool {
+	*r = Route{}
 	fam := 0
 	if q.Family == packet.IPv6 {
 		fam = 1
@@ -126,10 +133,10 @@ func (s *Snapshot) Lookup(q *Query) (r Route, ok bool) {
 			continue
 		}
 		if ru.table == nil {
-			if ru.Action == RouteUnreachable {
-				return Route{}, false // a rule's unreachable is the network's, a route's the host's
+			if ru.Action != RouteUnreachable { // a rule's unreachable is the network's, a route's the host's
+				r.Type = ru.Action
 			}
-			return Route{Type: ru.Action}, false
+			return false
 		}
 		w, found := ru.table.Lookup(dst)
 		if !found {
@@ -144,15 +151,16 @@ func (s *Snapshot) Lookup(q *Query) (r Route, ok bool) {
 		if h.typ == RouteThrow {
 			continue
 		}
-		return s.result(h, &q.Dst)
+		return s.result(h, &q.Dst, r)
 	}
-	return Route{}, false
+	return false
 }
 
-func (s *Snapshot) result(h *hop, dst *[16]byte) (Route, bool) {
-	r := Route{Type: h.typ, Scope: h.scope, Gateway: h.gateway && !h.direct, Table: h.table, Metric: h.metric, MTU: h.mtu, PrefSrc: h.src}
+func (s *Snapshot) result(h *hop, dst *[16]byte, r *Route) bool {
+	r.Type, r.Scope, r.Gateway = h.typ, h.scope, h.gateway && !h.direct
+	r.Table, r.Metric, r.MTU, r.PrefSrc = h.table, h.metric, h.mtu, h.src
 	if h.typ >= RouteBlackhole {
-		return r, false
+		return false
 	}
 	d := s.devs[h.dev]
 	r.Dev = d.iface
@@ -167,7 +175,7 @@ func (s *Snapshot) result(h *hop, dst *[16]byte) (Route, bool) {
 			r.PrefSrc, _ = s.source4(d.iface, h.via, h.scope)
 		}
 	}
-	return r, true
+	return true
 }
 
 // pick chooses among the hops of the longest prefix, and under strict among
@@ -312,7 +320,7 @@ func (s *Snapshot) Routes(table uint32, family uint8, f func(Entry) bool) {
 				h = &w.rest[i]
 			}
 			e := Entry{To: p, Proto: h.proto}
-			e.Route, _ = s.result(h, &[16]byte{})
+			s.result(h, &[16]byte{}, &e.Route)
 			e.PrefixLen = uint8(p.Bits())
 			if !f(e) {
 				return

@@ -50,7 +50,7 @@ func (s *Snapshot) OutputVia(p *packet.Packet, via *packet.Iface, r *Route) {
 		return
 	}
 	var ok bool
-	if *r, ok = s.Lookup(&q); !ok && p.Family == packet.IPv4 && via != nil {
+	if ok = s.find(&q, r); !ok && p.Family == packet.IPv4 && via != nil {
 		// Linux trusts the socket more than its tables: the destination is on the link.
 		*r = Route{Type: RouteUnicast, Scope: ScopeLink, Dev: via, NextHop: q.Dst, MTU: uint32(via.MTU)}
 	}
@@ -75,7 +75,7 @@ func (s *Snapshot) Back(p *packet.Packet, r *Route) bool {
 		q.Out = p.In
 	}
 	var ok bool
-	if *r, ok = s.Lookup(&q); !ok {
+	if ok = s.find(&q, r); !ok {
 		return false
 	}
 	ip := Addr(p.Family, q.Dst)
@@ -225,7 +225,7 @@ func (s *Snapshot) input4(q *Query, r *Route) packet.Reason {
 		return ReasonMartianSource
 	}
 	var ok bool
-	*r, ok = s.Lookup(q)
+	ok = s.find(q, r)
 	switch {
 	case !ok:
 		if conf.V4(Forwarding) == 0 {
@@ -463,7 +463,7 @@ func (s *Snapshot) input6(q *Query, r *Route) packet.Reason {
 		*r = Route{Type: RouteMulticast, Dev: q.In, NextHop: q.Dst, MTU: uint32(q.In.MTU)}
 		return 0
 	}
-	*r, _ = s.Lookup(q)
+	s.find(q, r)
 	return 0
 }
 

@@ -7,16 +7,15 @@ import (
 	"strings"
 
 	"sluice/hooks"
-	"sluice/packet"
 	"sluice/tables"
 )
 
-// stage is one row of the router's order.
+// stage is one row of the router's order. bind makes its code for a worker and a hook.
 type stage struct {
 	name     string
 	priority int
 	hooks    hooks.Mask
-	run      func(w *worker, h hooks.Hook, p *packet.Packet) hooks.Verdict
+	bind     func(w *worker, h hooks.Hook) hooks.Func
 }
 
 // order names every stage of every hook. The priorities are Linux's.
@@ -49,10 +48,7 @@ func stagesOf(h hooks.Hook) []stage {
 func bind(w *worker, h hooks.Hook) []hooks.Stage {
 	var out []hooks.Stage
 	for _, s := range stagesOf(h) {
-		run := s.run
-		out = append(out, hooks.Stage{Name: s.name, Priority: s.priority, Run: func(p *packet.Packet) hooks.Verdict {
-			return run(w, h, p)
-		}})
+		out = append(out, hooks.Stage{Name: s.name, Priority: s.priority, Run: s.bind(w, h)})
 	}
 	return out
 }

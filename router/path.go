@@ -114,7 +114,7 @@ func (w *worker) forward(p *packet.Packet) bool {
 		w.icmpError(p, pick(v4, 11, 3), 0, 0)
 		return drop(p, reasonTTL)
 	}
-	if !v4 {
+	if !v4 && p.In != p.Out {
 		if r := w.scope6(p); r != 0 {
 			return drop(p, r)
 		}

@@ -72,19 +72,26 @@ func (r *Router) apply(cfg *Config) (err error) {
 	next := append(append([]*link{}, keep...), made...)
 	sortLinks(next, cfg)
 
-	// Interfaces first: sysctls may name them. Routes and addresses in one step.
+	// "default" before the interfaces that begin with it, what names one after it is there.
+	early, err := r.setSysctls(cfg, true)
+	if err != nil {
+		undo()
+		return err
+	}
 	oldFIB := r.fibEdit(r.cfg, r.links)
 	if err := r.fib.Update(r.fibEdit(cfg, next)); err != nil {
+		early()
 		undo()
 		return err
 	}
 	back := func() {
+		early()
 		undo()
 		if e := r.fib.Update(oldFIB); e != nil {
 			r.log.Error("going back to the former routes", "err", e)
 		}
 	}
-	restoreSysctls, err := r.setSysctls(cfg)
+	late, err := r.setSysctls(cfg, false)
 	if err != nil {
 		back()
 		return err
@@ -94,7 +101,7 @@ func (r *Router) apply(cfg *Config) (err error) {
 	r.setLocalAddresses()
 	if err := r.services.Apply(serviceSpecs(cfg)); err != nil {
 		r.links = oldLinks
-		restoreSysctls()
+		late()
 		back()
 		r.setLocalAddresses()
 		return err
@@ -286,8 +293,9 @@ func ruleFamilies(c *RuleConfig) []uint8 {
 }
 
 // setSysctls sets what cfg names; what only the former configuration named goes
-// back to its default. restore undoes all of it.
-func (r *Router) setSysctls(cfg *Config) (restore func(), err error) {
+// back to its default. restore undoes all of it. With early, only what there is
+// before the new interfaces are is set; else the rest.
+func (r *Router) setSysctls(cfg *Config, early bool) (restore func(), err error) {
 	type saved struct {
 		name  string
 		value int64
@@ -300,23 +308,27 @@ func (r *Router) setSysctls(cfg *Config) (restore func(), err error) {
 			}
 		}
 	}
-	named := map[string]bool{}
-	for i := range cfg.Sysctl {
-		named[cfg.Sysctl[i].Name] = true
-	}
-	for i := range r.cfg.Sysctl {
-		c := &r.cfg.Sysctl[i]
-		v := r.sysctl.Lookup(c.Name)
-		if named[c.Name] || v == nil || v.ReadOnly {
-			continue
+	set := func(v *sysctl.Var) { old = append(old, saved{v.Name, v.Load()}) }
+	if early {
+		named := map[string]bool{}
+		for i := range cfg.Sysctl {
+			named[cfg.Sysctl[i].Name] = true
 		}
-		old = append(old, saved{c.Name, v.Load()})
-		v.Store(v.Default)
+		clear(r.early)
+		for i := range r.cfg.Sysctl {
+			if v := r.sysctl.Lookup(r.cfg.Sysctl[i].Name); v != nil && !v.ReadOnly && !named[v.Name] {
+				set(v)
+				v.Store(v.Default)
+			}
+		}
 	}
 	for i := range cfg.Sysctl {
 		c := &cfg.Sysctl[i]
 		v := r.sysctl.Lookup(c.Name)
-		if v == nil {
+		switch {
+		case early && v == nil || !early && r.early[c.Name]:
+			continue
+		case v == nil:
 			if _, ok := sysctl.Linux(c.Name); ok {
 				r.log.Warn("this tunable means nothing to sluice", "at", c.Pos.String(), "name", c.Name)
 				continue
@@ -324,7 +336,10 @@ func (r *Router) setSysctls(cfg *Config) (restore func(), err error) {
 			restore()
 			return nil, fmt.Errorf("%s: cannot stat %s: no such tunable", c.Pos, c.Name)
 		}
-		old = append(old, saved{c.Name, v.Load()})
+		if early {
+			r.early[c.Name] = true
+		}
+		set(v)
 		if err := v.Set(c.Value); err != nil {
 			restore()
 			return nil, fmt.Errorf("%s: %w", c.Pos, err)

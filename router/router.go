@@ -66,6 +66,7 @@ type Router struct {
 	links     []*link
 	nextIndex int
 	reloads   int
+	early     map[string]bool           // tunables that apply has set before the interfaces
 	lostDrops [packet.MaxReasons]uint64 // of workers' ports that are gone
 
 	inline   sync.Mutex    // taken for work on a worker without a goroutine
@@ -99,7 +100,7 @@ func New(cfg *Config, opt Options) (*Router, error) {
 	s := sysctl.NewSet()
 	r := &Router{
 		log: opt.Log, opt: opt, pid: os.Getpid(), started: time.Now(),
-		sysctl: s, cfg: &Config{}, nextIndex: 2,
+		sysctl: s, cfg: &Config{}, nextIndex: 2, early: map[string]bool{},
 		lost: make(chan *link, 64), stopping: make(chan struct{}),
 		busyPoll: cfg.Router.BusyPoll,
 	}

@@ -7,18 +7,18 @@ import (
 	"sluice/tables"
 )
 
-// table is the stage that walks one table of rules.
-func table(t tables.TableID) func(*worker, hooks.Hook, *packet.Packet) hooks.Verdict {
-	return func(w *worker, h hooks.Hook, p *packet.Packet) hooks.Verdict {
-		return w.walk(t, h, p)
-	}
-}
+// The stages of order.go: each makes its code for one worker and one hook.
 
-func (w *worker) walk(t tables.TableID, h hooks.Hook, p *packet.Packet) hooks.Verdict {
-	f := family(p)
-	c := &w.ctx[f]
-	c.Hook = h
-	return w.prog[f].Run(c, t, p)
+// table walks one table of rules.
+func table(t tables.TableID) func(*worker, hooks.Hook) hooks.Func {
+	return func(w *worker, h hooks.Hook) hooks.Func {
+		return func(p *packet.Packet) hooks.Verdict {
+			f := family(p)
+			c := &w.ctx[f]
+			c.Hook = h
+			return w.prog[f].Run(c, t, p)
+		}
+	}
 }
 
 // family indexes what a worker has once per IP version.
@@ -32,48 +32,60 @@ func verdict(ok bool) hooks.Verdict {
 }
 
 // defrag collects fragments, so that conntrack and the rules see whole packets.
-func (w *worker) defrag(h hooks.Hook, p *packet.Packet) hooks.Verdict {
-	if !p.Is(packet.Fragment) || p.Is(packet.Untracked) {
-		return hooks.Accept
+func (w *worker) defrag(h hooks.Hook) hooks.Func {
+	return func(p *packet.Packet) hooks.Verdict {
+		if !p.Is(packet.Fragment) || p.Is(packet.Untracked) {
+			return hooks.Accept
+		}
+		return w.reassemble(h, p)
 	}
-	return w.reassemble(h, p)
 }
 
-func (w *worker) track(h hooks.Hook, p *packet.Packet) hooks.Verdict {
-	return verdict(w.ct.Track(p, uint8(h)))
+func (w *worker) track(h hooks.Hook) hooks.Func {
+	return func(p *packet.Packet) hooks.Verdict { return verdict(w.ct.Track(p, uint8(h))) }
 }
 
-func (w *worker) confirm(_ hooks.Hook, p *packet.Packet) hooks.Verdict {
-	return verdict(w.ct.Confirm(p))
+func (w *worker) confirm(hooks.Hook) hooks.Func {
+	return func(p *packet.Packet) hooks.Verdict { return verdict(w.ct.Confirm(p)) }
 }
 
 // helper lets a connection's helper read the payload, and adjusts TCP sequence
 // numbers where one changed a length before.
-func (w *worker) helper(_ hooks.Hook, p *packet.Packet) hooks.Verdict {
-	return verdict(w.ct.Help(p))
+func (w *worker) helper(hooks.Hook) hooks.Func {
+	return func(p *packet.Packet) hooks.Verdict { return verdict(w.ct.Help(p)) }
 }
 
 // mangle walks the mangle table. At OUTPUT a change to what routing looks at
 // (addresses, mark, TOS) makes the packet be routed again (ip_route_me_harder).
-func (w *worker) mangle(h hooks.Hook, p *packet.Packet) hooks.Verdict {
+func (w *worker) mangle(h hooks.Hook) hooks.Func {
+	walk := table(tables.Mangle)(w, h)
 	if h != hooks.Output {
-		return w.walk(tables.Mangle, h, p)
+		return walk
 	}
-	src, dst, mark, tos := p.Src(), p.Dst(), p.Mark, p.TOS()
-	v := w.walk(tables.Mangle, h, p)
-	if v == hooks.Accept && (p.Mark != mark || p.TOS() != tos || p.Src() != src || p.Dst() != dst) {
-		v = verdict(w.routeOut(p))
+	return func(p *packet.Packet) hooks.Verdict {
+		src, dst, mark, tos := p.Src(), p.Dst(), p.Mark, p.TOS()
+		v := walk(p)
+		if v == hooks.Accept && (p.Mark != mark || p.TOS() != tos || p.Src() != src || p.Dst() != dst) {
+			v = verdict(w.routeOut(p))
+		}
+		return v
 	}
-	return v
 }
 
 // translate is the nat table and its rewriting: only the first packet of a
-// connection walks the table, all are rewritten.
-func (w *worker) translate(h hooks.Hook, p *packet.Packet) hooks.Verdict {
-	dst := p.Dst()
-	v := nat.Hook(w.r.nat, w.ct, p, uint8(h), w.natTable[h])
-	if v == hooks.Accept && h == hooks.Output && p.Dst() != dst {
-		return verdict(w.routeOut(p))
+// connection walks the table, all are rewritten. At OUTPUT a packet whose
+// destination changed is routed again.
+func (w *worker) translate(h hooks.Hook) hooks.Func {
+	walk := table(tables.NAT)(w, h)
+	if h != hooks.Output {
+		return func(p *packet.Packet) hooks.Verdict { return nat.Hook(w.r.nat, w.ct, p, uint8(h), walk) }
 	}
-	return v
+	return func(p *packet.Packet) hooks.Verdict {
+		dst := p.Dst()
+		v := nat.Hook(w.r.nat, w.ct, p, uint8(h), walk)
+		if v == hooks.Accept && p.Dst() != dst {
+			v = verdict(w.routeOut(p))
+		}
+		return v
+	}
 }

@@ -29,12 +29,11 @@ type worker struct {
 	id  int
 	now int64 // the burst's clock, ns since the router started
 
-	ct       *conntrack.Worker
-	stages   [hooks.NumHooks][]hooks.Stage
-	prog     [2]*tables.Program
-	ctx      [2]tables.Context
-	natTable [hooks.NumHooks]func(*packet.Packet) hooks.Verdict
-	fib      *netstack.Snapshot // of this burst
+	ct     *conntrack.Worker
+	stages [hooks.NumHooks][]hooks.Stage
+	prog   [2]*tables.Program
+	ctx    [2]tables.Context
+	fib    *netstack.Snapshot // of this burst
 
 	ports   []*port // by interface index; nil: none
 	reads   []reader
@@ -83,7 +82,6 @@ func newWorker(r *Router, id int) (*worker, error) {
 	w := &worker{r: r, id: id, ct: r.ct.NewWorker(), exited: make(chan struct{})}
 	for h := hooks.Hook(0); h < hooks.NumHooks; h++ {
 		w.stages[h] = bind(w, h)
-		w.natTable[h] = func(p *packet.Packet) hooks.Verdict { return w.walk(tables.NAT, h, p) }
 	}
 	for f := range w.ctx {
 		w.ctx[f] = tables.Context{Worker: id, CT: w.ct, NAT: r.nat, Env: r.envs[f], Output: w.queueOutput, Alloc: w.alloc, ICMPError: w.icmpError, Log: w.logPacket}
