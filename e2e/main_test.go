@@ -16,6 +16,9 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
+// deadline is how long tests wait for what has to happen.
+const deadline = 10 * time.Second
+
 // pair is the smallest network: a client behind lan0, a server behind wan0.
 const pair = `
 [[interface]]

@@ -102,6 +102,11 @@ func (s *Sluice) ToolInput(stdin string, args ...string) (stdout, stderr string,
 	return out.String(), errs.String(), code
 }
 
+// Command is one of sluice's commands on this router, for what runs in the background.
+func (s *Sluice) Command(args ...string) *exec.Cmd {
+	return exec.Command(s.bin, append([]string{"--socket", s.Socket}, args...)...)
+}
+
 // Must is Tool for what has to work; it gives the standard output.
 func (s *Sluice) Must(args ...string) string {
 	s.l.T.Helper()
