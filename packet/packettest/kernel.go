@@ -5,6 +5,7 @@ package packettest
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"runtime"
@@ -24,7 +25,7 @@ import (
 // conntrack, so that fragments are put together. It lives as long as the test.
 type Kernel struct {
 	t   testing.TB
-	fds [2]int
+	fds []int
 }
 
 // vnetLen is the length of the virtio-net header on the devices.
@@ -56,19 +57,25 @@ func NewKernel(t testing.TB) *Kernel {
 		k.Sysctl(x)
 	}
 	k.Run("ip link set lo up")
-	for i, name := range []string{"tun0", "tun1"} {
-		k.fds[i] = k.tun(name)
-		n := string(rune('1' + i))
-		k.Run("ip addr add 10." + n + ".0.1/24 dev " + name)
-		k.Run("ip -6 addr add fd0" + n + "::1/64 dev " + name + " nodad")
-		k.Run("ip link set " + name + " up")
-	}
+	k.AddTUN()
+	k.AddTUN()
 	for _, cmd := range []string{"iptables-legacy", "ip6tables-legacy"} {
 		k.Run(cmd + " -A INPUT -m conntrack --ctstate NEW") // brings conntrack and defragmentation in
 	}
 	k.Drain(0)
 	k.Drain(1)
 	return k
+}
+
+// AddTUN makes one more device: tunN with 10.N+1.0.1/24 and fd0N+1::1/64, N
+// being the next number.
+func (k *Kernel) AddTUN() {
+	k.t.Helper()
+	name, n := fmt.Sprint("tun", len(k.fds)), fmt.Sprint(len(k.fds)+1)
+	k.fds = append(k.fds, k.tun(name))
+	k.Run("ip addr add 10." + n + ".0.1/24 dev " + name)
+	k.Run("ip -6 addr add fd0" + n + "::1/64 dev " + name + " nodad")
+	k.Run("ip link set " + name + " up")
 }
 
 // Run runs a command line (split at spaces) in the namespace.
