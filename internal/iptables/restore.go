@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"sluice/tables"
@@ -95,15 +96,8 @@ type numbered struct {
 // section is the part of a restore that one COMMIT ends.
 type section struct {
 	table tables.TableID
-	start int
 	lines []numbered
-	lists bool // some line may ask for counters
 }
-
-// errPlain is a message that is printed as it is.
-type errPlain string
-
-func (e errPlain) Error() string { return string(e) }
 
 // restoreFrom reads tables up to the end. Each is committed whole, or not at
 // all, when its COMMIT has been read; an error ends the run, and what earlier
@@ -138,7 +132,6 @@ func (x *tool) restoreFrom(o restoreOptions, in *bufio.Reader) error {
 			s = nil
 		case s != nil:
 			s.lines = append(s.lines, numbered{x.line, text})
-			s.lists = s.lists || strings.Contains(text, "-L") || strings.Contains(text, "-S") || strings.Contains(text, "--l")
 		case text[0] == '*':
 			name, _ := word(text[1:])
 			if name == "" {
@@ -151,7 +144,7 @@ func (x *tool) restoreFrom(o restoreOptions, in *bufio.Reader) error {
 			if !ok {
 				return tables.Usagef("%s: unable to initialize table '%s'", x.prog, name)
 			}
-			s = &section{table: id, start: x.line}
+			s = &section{table: id}
 		case other:
 		default:
 			return &tables.EditError{}
@@ -182,10 +175,10 @@ func (x *tool) commit(o restoreOptions, s *section, publish bool) error {
 	end := x.line
 	x.restore = s.table.String()
 	defer func() { x.restore = "" }()
-	if s.lists {
+	cmds, perr := x.parseSection(o, s)
+	if slices.ContainsFunc(cmds, func(c *command) bool { return c != nil && c.is(cmdList|cmdListRules) }) {
 		x.counters = snapshot(x.eng, o.noflush)
 	}
-	cmds, perr := x.parseSection(o, s)
 	x.line = end
 	err := x.engineCommit(publish, func(rs *tables.Ruleset) error { return x.playSection(o, s, cmds, perr, rs) })
 	if err == nil && publish {
