@@ -357,6 +357,7 @@ func CheckRouting(cfg *Config) error {
 // newKnobs registers and finds the tunables that the router's own code reads.
 func newKnobs(s *sysctl.Set) knobs {
 	return knobs{
+		echoIgnore:       [2]*sysctl.Var{s.New("net.ipv4.icmp_echo_ignore_all", 0, 0, 1), s.New("net.ipv6.icmp.echo_ignore_all", 0, 0, 1)},
 		errorsUseInbound: s.New("net.ipv4.icmp_errors_use_inbound_ifaddr", 0, 0, 1),
 		conntrackMax:     s.Lookup("net.netfilter.nf_conntrack_max"),
 		ttl4:             s.New("net.ipv4.ip_default_ttl", 64, 1, 255),

@@ -111,13 +111,7 @@ func New(cfg *Config, opt Options) (*Router, error) {
 	r.frags = frag.New(s)
 	r.limit = newICMPLimiter(s)
 	r.redirects = newRedirectLimiter()
-	r.knobs = knobs{
-		echoIgnore:       [2]*sysctl.Var{s.New("net.ipv4.icmp_echo_ignore_all", 0, 0, 1), s.New("net.ipv6.icmp.echo_ignore_all", 0, 0, 1)},
-		errorsUseInbound: s.New("net.ipv4.icmp_errors_use_inbound_ifaddr", 0, 0, 1),
-		conntrackMax:     s.Lookup("net.netfilter.nf_conntrack_max"),
-		ttl4:             s.New("net.ipv4.ip_default_ttl", 64, 1, 255),
-		ttl6:             s.Lookup("net.ipv6.conf.all.hop_limit"),
-	}
+	r.knobs = newKnobs(s)
 	for f, fam := range families {
 		r.envs[f] = &tables.Env{CT: r.ct, NAT: r.nat, Sysctl: s, Routes: routes{r}, DoWorkers: func(run func(*tables.Context)) {
 			r.eachWorker(func(w *worker) { run(&w.ctx[f]) })
