@@ -238,3 +238,30 @@ func TestNoAlloc(t *testing.T) {
 		t.Errorf("%v allocations in a walk", n)
 	}
 }
+
+// BenchmarkEditAmongChains changes one rule in a table of many chains, the
+// shape that container hosts have.
+func BenchmarkEditAmongChains(b *testing.B) {
+	r := newRig(b, packet.IPv4)
+	var lines []string
+	for i := range 5000 {
+		lines = append(lines, fmt.Sprintf("filter -N c%d", i), fmt.Sprintf("filter -A c%d -p tcp --dport 80 -j ACCEPT", i), fmt.Sprintf("filter -A FORWARD -d 10.%d.%d.1 -j c%d", i/256, i%256, i))
+	}
+	r.must(lines...)
+	rules, err := tables.ParseRule(ext.Registry, packet.IPv4, tables.Filter, "c7", strings.Fields("-p udp -j DROP"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		err := r.Commit(func(rs *tables.Ruleset) error {
+			t := rs.Table(tables.Filter)
+			if err := t.Append("c7", rules[0]); err != nil {
+				return err
+			}
+			return t.Delete("c7", 2)
+		})
+		if err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -251,7 +251,7 @@ func (t *Table) emit(r *Rule) op {
 		if r.Goto {
 			o.kind = opGoto
 		}
-		o.jump = t.chains[r.Jump].slot
+		o.jump = t.get(r.Jump).slot
 	default:
 		o.kind = [...]uint8{opContinue, opAccept, opDrop, opReturn}[r.Verdict]
 	}
@@ -279,7 +279,7 @@ func (e *Engine) compileChain(t *Table, c *Chain) error {
 			return &EditError{Op: OpCommit, Errno: no, Table: t.ID, Chain: c.Name, Target: target, Rule: i + 1, Source: r.Source, Detail: detail}
 		}
 		if r.Jump != "" {
-			to := t.chains[r.Jump]
+			to := t.get(r.Jump)
 			if to == nil {
 				return fail(syscall.ENOENT, r.Jump, fmt.Sprintf("chain %s: there is no chain %q in table %s", c.Name, r.Jump, t.ID))
 			}
@@ -381,8 +381,8 @@ func link(t *Table) (depth int, err error) {
 		state, depth int
 		reach        hooks.Mask
 	}
-	nodes := make(map[string]*node, len(t.chains))
-	order := make([]*Chain, 0, len(t.chains)) // callees first
+	nodes := make(map[string]*node, t.n)
+	order := make([]*Chain, 0, t.n) // callees first
 	var visit func(c *Chain) (*node, error)
 	visit = func(c *Chain) (*node, error) {
 		n := nodes[c.Name]
@@ -395,7 +395,7 @@ func link(t *Table) (depth int, err error) {
 		}
 		n.state = open
 		for _, x := range c.code.edges {
-			to := t.chains[x.to]
+			to := t.get(x.to)
 			if m := nodes[to.Name]; m != nil && m.state == open {
 				return nil, &EditError{Op: OpCommit, Errno: syscall.ELOOP, Table: t.ID, Chain: c.Name, Target: to.Name, Rule: x.rule + 1,
 					Source: c.rules[x.rule].Source, Detail: fmt.Sprintf("rules of chains %s and %s lead back to each other", c.Name, to.Name)}
@@ -416,7 +416,7 @@ func link(t *Table) (depth int, err error) {
 	}
 	// As in Linux, only chains that a builtin one leads to are looked at: a loop
 	// among others does no harm.
-	for _, c := range t.chains {
+	for c := range t.all {
 		if !c.Builtin {
 			continue
 		}
@@ -433,7 +433,7 @@ func link(t *Table) (depth int, err error) {
 		}
 	}
 	var first *Chain // of those refused, in the order of Chains
-	for _, c := range t.chains {
+	for c := range t.all {
 		reach := hooks.Mask(0)
 		if n := nodes[c.Name]; n != nil {
 			reach = n.reach

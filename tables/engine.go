@@ -19,7 +19,7 @@ type Engine struct {
 	src      *Ruleset
 	counters counterIDs
 	fresh    []*Rule // rules given a counter by the commit in progress
-	nextSlot uint32
+	slots    slots
 }
 
 // counterIDs hands out counter ids and keeps what was set apart from what
@@ -45,9 +45,9 @@ func NewEngine(fam uint8, env *Env) *Engine {
 	e := &Engine{Family: fam, env: env}
 	rs := Empty(fam)
 	for _, t := range rs.tables {
-		for _, c := range t.chains {
+		for c := range t.all {
 			c.policy.id = e.counters.alloc()
-			e.nextSlot = max(e.nextSlot, c.slot+1)
+			e.slots.next = max(e.slots.next, c.slot+1)
 		}
 	}
 	pr, err := e.compile(rs)
@@ -79,8 +79,7 @@ func (e *Engine) Check(edit func(*Ruleset) error) error { return e.commit(edit, 
 func (e *Engine) commit(edit func(*Ruleset) error, publish bool) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	slot := e.nextSlot
-	next := e.src.clone(&slot)
+	next := e.src.clone(e.slots)
 	e.fresh = e.fresh[:0]
 	err := edit(next)
 	var pr *Program
@@ -97,7 +96,8 @@ func (e *Engine) commit(edit func(*Ruleset) error, publish bool) error {
 	}
 	ed := next.edit
 	next.edit = nil
-	e.nextSlot = slot
+	e.slots = *ed.slots
+	e.slots.free = append(e.slots.free[:len(e.slots.free):len(e.slots.free)], ed.freed...)
 	e.src = next
 	e.setCounters(ed)
 	e.live.Store(pr)
@@ -107,22 +107,41 @@ func (e *Engine) commit(edit func(*Ruleset) error, publish bool) error {
 
 func (e *Engine) compile(rs *Ruleset) (*Program, error) {
 	pr := &Program{Ruleset: rs, Family: rs.Family}
+	set := func(t *Table, c *Chain) {
+		pr.chains[c.slot] = c.code
+		if c.Builtin {
+			pr.bases[t.ID][c.Hook] = base{c.code, c.Policy, c.policy.id}
+		}
+	}
+	live, ed := e.live.Load(), rs.edit
+	if live == nil { // the first program
+		pr.chains = make([]*code, e.slots.next)
+	} else {
+		pr.bases = live.bases
+		pr.chains = make([]*code, max(int(ed.slots.next), len(live.chains)))
+		copy(pr.chains, live.chains)
+		for _, s := range ed.freed {
+			pr.chains[s] = nil
+		}
+	}
 	for id, t := range rs.tables {
-		if rs.edit == nil || rs.edit.tables[id] {
-			if err := e.compileTable(t, rs.edit); err != nil {
+		if live == nil || ed.tables[id] {
+			if err := e.compileTable(t, ed); err != nil {
 				return nil, err
+			}
+			if live == nil {
+				for c := range t.all {
+					set(t, c)
+				}
+			} else {
+				for c := range ed.owned {
+					if t.get(c.Name) == c {
+						set(t, c)
+					}
+				}
 			}
 		}
 		pr.depth = max(pr.depth, t.depth)
-		for _, c := range t.chains {
-			if n := int(c.slot) + 1; len(pr.chains) < n {
-				pr.chains = append(pr.chains, make([]*code, n-len(pr.chains))...)
-			}
-			pr.chains[c.slot] = c.code
-			if c.Builtin {
-				pr.bases[id][c.Hook] = base{c.code, c.Policy, c.policy.id}
-			}
-		}
 	}
 	pr.counters = len(e.counters.base)
 	return pr, nil
@@ -138,7 +157,7 @@ func (e *Engine) compileTable(t *Table, ed *edit) (err error) {
 		}
 	}
 	if ed == nil || ed.shrunk[t.ID] {
-		for _, c := range t.chains {
+		for c := range t.all {
 			compile(c)
 		}
 		if err == nil {
@@ -148,7 +167,7 @@ func (e *Engine) compileTable(t *Table, ed *edit) (err error) {
 	}
 	same := true
 	for c, was := range ed.owned {
-		if t.chains[c.Name] != c {
+		if t.get(c.Name) != c {
 			continue // another table's
 		}
 		compile(c)
@@ -158,7 +177,7 @@ func (e *Engine) compileTable(t *Table, ed *edit) (err error) {
 	case err != nil:
 	case same: // the same chains are reached from the same hooks
 		for c, was := range ed.owned {
-			if t.chains[c.Name] != c {
+			if t.get(c.Name) != c {
 				continue
 			}
 			if x := checkChain(t, c, hooks.Mask(was.code.hooks)); x != nil && (first == nil || c.before(first)) {
@@ -251,7 +270,7 @@ func (e *Engine) View(zero func(t *Table, c *Chain, r *Rule) bool) *View {
 	var clear []uint32
 	if zero != nil {
 		for _, t := range e.src.tables {
-			for _, c := range t.chains {
+			for c := range t.all {
 				if c.Builtin && zero(t, c, nil) {
 					clear = append(clear, c.policy.id)
 				}

@@ -60,16 +60,93 @@ type edit struct {
 	removed  []*ruleState      // of rules taken out
 	counters map[*Rule]Counter
 	policies map[*Chain]Counter
-	nextSlot *uint32
+	orphans  map[slotName]int // jumps to chains that are not there (yet)
+	slots    *slots           // copy of the engine's
+	freed    []uint32         // slots of chains taken out
 }
 
-// Table is a set of chains.
+// Table is a set of chains: those of base, which is shared between rulesets and
+// never changes, as far as over says nothing else of their name (nil: gone). So
+// an edit copies what differs, not all chains.
 type Table struct {
-	ID     TableID
-	rs     *Ruleset
-	chains map[string]*Chain
-	refs   map[string]int // rules that jump to a user chain
-	depth  int            // deepest nesting of jumps, once compiled
+	ID    TableID
+	rs    *Ruleset
+	base  map[string]*Chain
+	over  map[string]*Chain
+	n     int // chains
+	depth int // deepest nesting of jumps, once compiled
+}
+
+// slotName is a chain that rules of this edit jump to before it is made.
+type slotName struct {
+	table TableID
+	name  string
+}
+
+// slots hands out places in Program.chains.
+type slots struct {
+	next uint32
+	free []uint32
+}
+
+func (s *slots) take() uint32 {
+	if n := len(s.free); n > 0 {
+		x := s.free[n-1]
+		s.free = s.free[:n-1]
+		return x
+	}
+	s.next++
+	return s.next - 1
+}
+
+func (t *Table) get(name string) *Chain {
+	if c, ok := t.over[name]; ok {
+		return c
+	}
+	return t.base[name]
+}
+
+// put sets a chain; nil takes it out.
+func (t *Table) put(name string, c *Chain) {
+	switch had := t.get(name) != nil; {
+	case had && c == nil:
+		t.n--
+	case !had && c != nil:
+		t.n++
+	}
+	t.over[name] = c
+}
+
+// all runs over the chains, in no order.
+func (t *Table) all(yield func(*Chain) bool) {
+	for _, c := range t.over {
+		if c != nil && !yield(c) {
+			return
+		}
+	}
+	for name, c := range t.base {
+		if _, ok := t.over[name]; !ok && !yield(c) {
+			return
+		}
+	}
+}
+
+// clone gives a table to edit. Where much differs from base, it is merged into a
+// new one: over many edits that costs little for each.
+func (t *Table) clone(rs *Ruleset) *Table {
+	n := &Table{ID: t.ID, rs: rs, base: t.base, n: t.n, depth: t.depth}
+	if len(t.over) > 16 && len(t.over)*len(t.over) > len(t.base) {
+		n.base, n.over = make(map[string]*Chain, t.n), map[string]*Chain{}
+		for c := range t.all {
+			n.base[c.Name] = c
+		}
+		return n
+	}
+	n.over = make(map[string]*Chain, len(t.over)+2)
+	for k, v := range t.over {
+		n.over[k] = v
+	}
+	return n
 }
 
 // Chain is a list of rules.
@@ -78,6 +155,7 @@ type Chain struct {
 	Builtin bool
 	Hook    hooks.Hook // of a builtin chain
 	Policy  Verdict    // of a builtin chain: VerdictAccept or VerdictDrop
+	refs    int        // rules that jump to it
 	slot    uint32     // its place in Program.chains: stays the same through edits and renames
 	policy  *policy
 	rules   []*Rule
@@ -95,10 +173,11 @@ func Empty(family uint8) *Ruleset {
 	rs := &Ruleset{Family: family}
 	slot := uint32(0)
 	for id := range NumTables {
-		t := &Table{ID: id, chains: map[string]*Chain{}, refs: map[string]int{}}
+		t := &Table{ID: id, base: map[string]*Chain{}}
 		for h := range hooks.NumHooks {
 			if TableHooks[id].Has(h) {
-				t.chains[h.String()] = &Chain{Name: h.String(), Builtin: true, Hook: h, Policy: VerdictAccept, slot: slot, policy: &policy{}}
+				t.n++
+				t.base[h.String()] = &Chain{Name: h.String(), Builtin: true, Hook: h, Policy: VerdictAccept, slot: slot, policy: &policy{}}
 				slot++
 			}
 		}
@@ -111,32 +190,27 @@ func Empty(family uint8) *Ruleset {
 func (rs *Ruleset) Table(id TableID) *Table {
 	t := rs.tables[id]
 	if rs.edit != nil && !rs.edit.tables[id] {
-		n := &Table{ID: id, rs: rs, depth: t.depth, chains: make(map[string]*Chain, len(t.chains)+1), refs: make(map[string]int, len(t.refs))}
-		for k, v := range t.chains {
-			n.chains[k] = v
-		}
-		for k, v := range t.refs {
-			n.refs[k] = v
-		}
+		n := t.clone(rs)
 		rs.tables[id], rs.edit.tables[id] = n, true
 		return n
 	}
 	return t
 }
 
-func (rs *Ruleset) clone(next *uint32) *Ruleset {
+func (rs *Ruleset) clone(free slots) *Ruleset {
 	return &Ruleset{Family: rs.Family, tables: rs.tables, edit: &edit{
-		owned: map[*Chain]*Chain{}, counters: map[*Rule]Counter{}, policies: map[*Chain]Counter{}, nextSlot: next,
+		owned: map[*Chain]*Chain{}, counters: map[*Rule]Counter{}, policies: map[*Chain]Counter{},
+		orphans: map[slotName]int{}, slots: &free,
 	}}
 }
 
 // Chain finds a chain by name; nil: there is none.
-func (t *Table) Chain(name string) *Chain { return t.chains[name] }
+func (t *Table) Chain(name string) *Chain { return t.get(name) }
 
 // Chains lists the builtin chains in hook order, then the others by name.
 func (t *Table) Chains() []*Chain {
-	out := make([]*Chain, 0, len(t.chains))
-	for _, c := range t.chains {
+	out := make([]*Chain, 0, t.n)
+	for c := range t.all {
 		out = append(out, c)
 	}
 	slices.SortFunc(out, func(a, b *Chain) int {
@@ -162,7 +236,12 @@ func (c *Chain) before(o *Chain) bool {
 }
 
 // References is how many rules jump or go to the user chain.
-func (t *Table) References(name string) int { return t.refs[name] }
+func (t *Table) References(name string) int {
+	if c := t.get(name); c != nil {
+		return c.refs
+	}
+	return 0
+}
 
 func (t *Table) fail(op Op, no syscall.Errno, chain string, rule int) *EditError {
 	return &EditError{Op: op, Errno: no, Table: t.ID, Chain: chain, Rule: rule}
@@ -173,14 +252,14 @@ func (t *Table) own(op Op, name string) (*Chain, error) {
 	if t.rs == nil || t.rs.edit == nil {
 		panic("tables: edit of a ruleset outside Commit")
 	}
-	c := t.chains[name]
+	c := t.get(name)
 	if c == nil {
 		return nil, t.fail(op, syscall.ENOENT, name, 0)
 	}
 	if _, ok := t.rs.edit.owned[c]; !ok {
 		n := *c
 		n.code = c.code.fork()
-		t.chains[name] = &n
+		t.put(name, &n)
 		t.rs.edit.owned[&n] = c
 		c = &n
 	}
@@ -188,10 +267,13 @@ func (t *Table) own(op Op, name string) (*Chain, error) {
 }
 
 func (t *Table) ref(r *Rule, d int) {
-	if r.Jump != "" {
-		if t.refs[r.Jump] += d; t.refs[r.Jump] == 0 {
-			delete(t.refs, r.Jump)
-		}
+	if r.Jump == "" {
+		return
+	}
+	if c, err := t.own(OpCommit, r.Jump); err == nil {
+		c.refs += d
+	} else {
+		t.rs.edit.orphans[slotName{t.ID, r.Jump}] += d
 	}
 }
 
@@ -219,15 +301,17 @@ func (t *Table) adopt(r *Rule) *Rule {
 
 // NewChain makes a user chain.
 func (t *Table) NewChain(name string) error {
-	if t.chains[name] != nil {
+	if t.get(name) != nil {
 		return t.fail(OpNewChain, syscall.EEXIST, name, 0)
 	}
 	if t.rs == nil || t.rs.edit == nil {
 		panic("tables: edit of a ruleset outside Commit")
 	}
-	c := &Chain{Name: name, slot: *t.rs.edit.nextSlot}
-	*t.rs.edit.nextSlot++
-	t.chains[name], t.rs.edit.owned[c] = c, nil
+	ed := t.rs.edit
+	c := &Chain{Name: name, slot: ed.slots.take(), refs: ed.orphans[slotName{t.ID, name}]}
+	delete(ed.orphans, slotName{t.ID, name})
+	t.put(name, c)
+	ed.owned[c] = nil
 	return nil
 }
 
@@ -239,13 +323,14 @@ func (t *Table) DeleteChain(name string) error {
 		return err
 	case c.Builtin:
 		return t.fail(OpDeleteChain, syscall.EINVAL, name, 0)
-	case t.refs[name] > 0:
+	case c.refs > 0:
 		return t.fail(OpDeleteChain, syscall.EMLINK, name, 0)
 	case len(c.rules) > 0:
 		return t.fail(OpDeleteChain, syscall.ENOTEMPTY, name, 0)
 	}
-	delete(t.chains, name)
+	t.put(name, nil)
 	delete(t.rs.edit.owned, c)
+	t.rs.edit.freed = append(t.rs.edit.freed, c.slot)
 	t.rs.edit.shrunk[t.ID] = true
 	return nil
 }
@@ -269,25 +354,23 @@ func (t *Table) RenameChain(from, to string) error {
 	switch {
 	case err != nil:
 		return err
-	case t.chains[to] != nil:
+	case t.get(to) != nil:
 		return t.fail(OpRenameChain, syscall.EEXIST, to, 0)
 	case c.Builtin:
-		return t.fail(OpRenameChain, syscall.EINVAL, from, 0)
+		return t.fail(OpRenameChain, syscall.ENOENT, from, 0)
 	}
 	t.rs.edit.shrunk[t.ID] = true
-	delete(t.chains, from)
+	t.put(from, nil)
 	c.Name = to
-	t.chains[to] = c
-	if t.refs[from] == 0 {
+	t.put(to, c)
+	if c.refs == 0 {
 		return nil
 	}
-	t.refs[to] = t.refs[from]
-	delete(t.refs, from)
-	for name, ch := range t.chains {
+	for _, ch := range t.Chains() {
 		if !slices.ContainsFunc(ch.rules, func(r *Rule) bool { return r.Jump == from }) {
 			continue
 		}
-		ch, _ = t.own(OpRenameChain, name)
+		ch, _ = t.own(OpRenameChain, ch.Name)
 		ch.rules, ch.code = slices.Clone(ch.rules), nil
 		for i, r := range ch.rules {
 			if r.Jump == from {
@@ -393,7 +476,7 @@ func (t *Table) DeleteRule(chain string, r *Rule) error {
 func (t *Table) Find(chain string, r *Rule) (int, error) { return t.find(OpCheck, chain, r) }
 
 func (t *Table) find(op Op, chain string, r *Rule) (int, error) {
-	c := t.chains[chain]
+	c := t.get(chain)
 	if c == nil {
 		return 0, t.fail(op, syscall.ENOENT, chain, 0)
 	}
@@ -420,8 +503,8 @@ func (t *Table) Flush(chain string) error {
 
 // FlushAll deletes the rules of every chain.
 func (t *Table) FlushAll() error {
-	for name := range t.chains {
-		if err := t.Flush(name); err != nil {
+	for _, c := range t.Chains() {
+		if err := t.Flush(c.Name); err != nil {
 			return err
 		}
 	}
@@ -450,7 +533,7 @@ func (t *Table) Clear(policies bool) error {
 
 // SetRuleCounters sets the counters of the n'th rule.
 func (t *Table) SetRuleCounters(chain string, n int, k Counter) error {
-	c := t.chains[chain]
+	c := t.get(chain)
 	if c == nil {
 		return t.fail(OpZero, syscall.ENOENT, chain, 0)
 	}
@@ -463,7 +546,7 @@ func (t *Table) SetRuleCounters(chain string, n int, k Counter) error {
 
 // Zero zeroes the counters of a chain: of its policy and all its rules.
 func (t *Table) Zero(chain string) error {
-	c := t.chains[chain]
+	c := t.get(chain)
 	if c == nil {
 		return t.fail(OpZero, syscall.ENOENT, chain, 0)
 	}
@@ -478,8 +561,8 @@ func (t *Table) Zero(chain string) error {
 
 // ZeroAll zeroes every counter of the table.
 func (t *Table) ZeroAll() error {
-	for name := range t.chains {
-		if err := t.Zero(name); err != nil {
+	for c := range t.all {
+		if err := t.Zero(c.Name); err != nil {
 			return err
 		}
 	}
