@@ -123,6 +123,7 @@ type confSet struct {
 	all, def  *Conf
 	ifs       map[string]*Conf
 	ipForward *sysctl.Var
+	gen       atomic.Uint64 // counts the changes of effective values
 }
 
 func newConfSet(s *sysctl.Set) *confSet {
@@ -258,6 +259,7 @@ func (cs *confSet) effective(c *Conf) {
 		}
 		c.v6[k].Store(int32(x))
 	}
+	cs.gen.Add(1)
 }
 
 func (h combine) of(all, x int64, forwarding bool) int64 {

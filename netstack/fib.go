@@ -111,6 +111,10 @@ func (s *Snapshot) Lookup(q *Query) (r Route, ok bool) {
 	return r, ok
 }
 
+// ConfGen counts the changes of the interfaces' tunables. What Input answers
+// holds as long as both the Snapshot and ConfGen stay the same.
+func (s *Snapshot) ConfGen() uint64 { return s.conf.gen.Load() }
+
 // find is Lookup into a Route that is there already.
 func (s *Snapshot) find(q *Query, r *Route) bool {
 	*r = Route{}

@@ -50,6 +50,9 @@ func (w *worker) run(h hooks.Hook, p *packet.Packet) (done, ok bool) {
 
 // routeIn is the routing decision for a packet from outside.
 func (w *worker) routeIn(p *packet.Packet) bool {
+	if w.recallRoute(p) {
+		return w.forward(p)
+	}
 	var rt netstack.Route
 	if reason := w.fib.Input(p, &rt); reason != 0 {
 		return w.martian(p, reason)
@@ -67,6 +70,7 @@ func (w *worker) routeIn(p *packet.Packet) bool {
 		return w.input(p)
 	case netstack.RouteUnicast:
 		setRoute(p, &rt)
+		w.rememberRoute(p, &rt)
 		return w.forward(p)
 	}
 	return w.noRoute(p, &rt)

@@ -1,9 +1,11 @@
 package router
 
 import (
+	"net/netip"
 	"strings"
 	"testing"
 
+	"sluice/netstack"
 	"sluice/packet/packettest"
 )
 
@@ -57,5 +59,41 @@ func TestTimeExceeded(t *testing.T) {
 	}
 	if b.r.Status().Conntrack.Count != 0 {
 		t.Error("the packet's connection was kept")
+	}
+}
+
+// TestRememberedRoute: what flows remember of routing is void as soon as routes,
+// tunables or the packet's mark change.
+func TestRememberedRoute(t *testing.T) {
+	cfg := masqueraded()
+	cfg.IPTables.NAT.Rules = nil
+	b := newBed(t, cfg)
+	out := frame(t, "udp 10.0.1.2:5000 > 9.9.9.9:53")
+	b.send("lan0", out)
+	b.send("wan0", frame(t, "udp 9.9.9.9:53 > 10.0.1.2:5000"))
+	for range 3 {
+		only(t, b.send("lan0", out), "wan0")
+	}
+	if len(b.w.flowRoutes) == 0 {
+		t.Fatal("nothing is remembered")
+	}
+	// A route to nowhere.
+	black := netstack.RouteSpec{To: netip.MustParsePrefix("9.9.9.9/32"), Type: netstack.RouteBlackhole}
+	if err := b.r.fib.Update(func(tx *netstack.Tx) error { return tx.AddRoute(black) }); err != nil {
+		t.Fatal(err)
+	}
+	if got := b.send("lan0", out); len(got) != 0 || b.reasons()["ip.blackhole"] != 1 {
+		t.Errorf("over a blackhole route: %v, %v", got, b.reasons())
+	}
+	if err := b.r.fib.Update(func(tx *netstack.Tx) error { return tx.DelRoute(black) }); err != nil {
+		t.Fatal(err)
+	}
+	only(t, b.send("lan0", out), "wan0")
+	// Forwarding off.
+	if err := b.r.sysctl.Lookup("net.ipv4.conf.lan0.forwarding").Set("0"); err != nil {
+		t.Fatal(err)
+	}
+	if got := b.send("lan0", out); len(got["wan0"]) != 0 {
+		t.Errorf("with forwarding off: %v", got)
 	}
 }

@@ -35,6 +35,10 @@ type worker struct {
 	ctx    [2]tables.Context
 	fib    *netstack.Snapshot // of this burst
 
+	confGen              uint64 // of this burst
+	flowRoutes           []flowRoute
+	routeTag, routeEpoch uint32
+
 	ports   []*port // by interface index; nil: none
 	reads   []reader
 	files   []reader // capture files: nothing to wait on
@@ -149,7 +153,7 @@ func (w *worker) loop() {
 func (w *worker) begin(now int64) {
 	w.now = now
 	w.ct.Begin(now)
-	w.fib = w.r.fib.Load()
+	w.loadRoutes()
 	w.load()
 }
 

@@ -1,0 +1,479 @@
+package router
+
+import (
+	"encoding/hex"
+	"fmt"
+	"net/netip"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"golang.org/x/tools/txtar"
+
+	"sluice/packet"
+	"sluice/packet/packettest"
+	"sluice/tables"
+)
+
+// A scenario is what happens to a router, as text (testdata/kernel/*.txtar). It
+// has tun0 (10.1.0.1/24, fd01::1/64), tun1 (10.2.0.1/24, fd02::1/64) and tun2
+// (10.3.0.1/24, fd03::1/64), default routes via 10.2.0.2 and fd02::2, and all
+// five tables, empty.
+//
+//	-- net --                          what differs, a line each
+//	bare                               no default routes
+//	addr tun0 10.1.9.1/24
+//	mtu tun1 1400
+//	route blackhole 10.9.0.0/16        as for `ip route add`
+//	rule fwmark 1 table 100            as for `ip rule add`
+//	sysctl net.ipv4.conf.all.rp_filter=1
+//	listen tcp://10.1.0.1:80
+//	-- rules --                        of IPv4, as typed to iptables: -t TABLE -A …
+//	-- rules6 --                       of IPv6
+//	-- frames --
+//	in tun0 udp 10.1.0.2:5000 > 10.2.0.2:53        as package packettest reads it
+//	out tun1 udp 10.1.0.2:5000 > 10.2.0.2:53 …     what left, as it describes it
+//	in tun1 udp @1.dst > @1.src                    the ends of what the first frame became
+//	in tun1 icmp 10.2.0.2 > @1.saddr type=3/1 @1.quote
+//	in tun0 udp 10.1.0.2:5000 > 10.2.0.2:53 len=2000 cut=1480     in fragments
+//	send udp 10.2.0.1:7000 > 10.2.0.2:53 len=5     by a socket of the router's own
+//	do iptables -t nat -A POSTROUTING -j MASQUERADE
+//	-- counters --                     iptables-save -c, without what is zero
+//	-- conntrack --                    conntrack -L, without what depends on time
+//
+// The out lines and the last two sections are what the kernel did, recorded
+// with -update.
+type scenario struct {
+	name  string
+	head  string
+	net   []string
+	rules [2][]string // IPv4, IPv6
+	steps []*step
+	want  [2]string // counters, conntrack
+}
+
+// step is one line of -- frames --, with the lines that came of it.
+type step struct {
+	comment []string
+	line    string
+	verb    string // in, send, do
+	dev     string
+	text    string
+	n       int // of this in or send line, from 1; what @n means
+	out     []string
+}
+
+func parseScenario(name string, text []byte) (*scenario, error) {
+	a := txtar.Parse(text)
+	s := &scenario{name: name, head: string(a.Comment)}
+	for _, f := range a.Files {
+		lines := strings.Split(strings.TrimRight(string(f.Data), "\n"), "\n")
+		switch f.Name {
+		case "net":
+			s.net = lines
+		case "rules":
+			s.rules[0] = lines
+		case "rules6":
+			s.rules[1] = lines
+		case "frames":
+			if err := s.parseFrames(lines); err != nil {
+				return nil, fmt.Errorf("%s: %w", name, err)
+			}
+		case "counters":
+			s.want[0] = string(f.Data)
+		case "conntrack":
+			s.want[1] = string(f.Data)
+		default:
+			return nil, fmt.Errorf("%s: unknown section %s", name, f.Name)
+		}
+	}
+	return s, nil
+}
+
+func (s *scenario) parseFrames(lines []string) error {
+	var comment []string
+	n := 0
+	for _, l := range lines {
+		if l = strings.TrimSpace(l); l == "" || l[0] == '#' {
+			comment = append(comment, l)
+			continue
+		}
+		verb, rest, _ := strings.Cut(l, " ")
+		if verb == "out" {
+			if len(s.steps) == 0 {
+				return fmt.Errorf("%q comes first", l)
+			}
+			at := s.steps[len(s.steps)-1]
+			at.out = append(at.out, rest)
+			continue
+		}
+		st := &step{comment: comment, line: l, verb: verb, text: rest}
+		comment = nil
+		switch verb {
+		case "in":
+			n++
+			st.n = n
+			st.dev, st.text, _ = strings.Cut(rest, " ")
+		case "send":
+			n++
+			st.n = n
+		case "do":
+		default:
+			return fmt.Errorf("unknown line %q", l)
+		}
+		s.steps = append(s.steps, st)
+	}
+	return nil
+}
+
+// format is the scenario as text again; results: with what came of it.
+func (s *scenario) format(results bool) []byte {
+	a := &txtar.Archive{Comment: []byte(s.head)}
+	add := func(name string, lines []string) {
+		if len(lines) > 0 {
+			a.Files = append(a.Files, txtar.File{Name: name, Data: []byte(strings.Join(lines, "\n") + "\n")})
+		}
+	}
+	add("net", s.net)
+	add("rules", s.rules[0])
+	add("rules6", s.rules[1])
+	var frames []string
+	for _, st := range s.steps {
+		frames = append(append(frames, st.comment...), st.line)
+		if results {
+			for _, o := range st.out {
+				frames = append(frames, "out "+o)
+			}
+		}
+	}
+	add("frames", frames)
+	if results {
+		for i, name := range []string{"counters", "conntrack"} {
+			if s.want[i] != "" {
+				a.Files = append(a.Files, txtar.File{Name: name, Data: []byte(s.want[i])})
+			}
+		}
+	}
+	return txtar.Format(a)
+}
+
+// restore is a family's rules as iptables-restore reads them; all tables are named.
+func restore(rules []string) string {
+	var b strings.Builder
+	for t := range tables.NumTables {
+		var decl, body []string
+		for _, l := range rules {
+			table := "filter"
+			if rest, ok := strings.CutPrefix(l, "-t "); ok {
+				table, l, _ = strings.Cut(rest, " ")
+			}
+			if l == "" || l[0] == '#' || table != t.String() {
+				continue
+			}
+			switch w := strings.Fields(l); w[0] {
+			case "-P":
+				decl = append(decl, ":"+w[1]+" "+w[2]+" [0:0]")
+			case "-N":
+				decl = append(decl, ":"+w[1]+" - [0:0]")
+			default:
+				body = append(body, l)
+			}
+		}
+		fmt.Fprintf(&b, "*%s\n%sCOMMIT\n", t, joinLines(append(decl, body...)))
+	}
+	return b.String()
+}
+
+func joinLines(l []string) string {
+	if len(l) == 0 {
+		return ""
+	}
+	return strings.Join(l, "\n") + "\n"
+}
+
+// config is the scenario's router.
+func (s *scenario) config() (*Config, error) {
+	c := &Config{}
+	for i := range 3 {
+		n := fmt.Sprint(i + 1)
+		c.Interfaces = append(c.Interfaces, InterfaceConfig{
+			Name: fmt.Sprint("tun", i), MTU: 1500, Addresses: prefixes("10."+n+".0.1/24", "fd0"+n+"::1/64"),
+		})
+	}
+	for _, l := range base {
+		if err := s.configure(c, l); err != nil {
+			return nil, err
+		}
+	}
+	bare := false
+	for _, l := range s.net {
+		bare = bare || l == "bare"
+	}
+	lines := s.net
+	if !bare {
+		lines = append([]string{"route default via 10.2.0.2 dev tun1", "route default via fd02::2 dev tun1"}, s.net...)
+	}
+	for _, l := range lines {
+		if err := s.configure(c, l); err != nil {
+			return nil, fmt.Errorf("%s: %q: %w", s.name, l, err)
+		}
+	}
+	for f, r := range []*RulesetConfig{&c.IPTables, &c.IP6Tables} {
+		r.Restore = []RestoreFile{{Path: s.name, Text: []byte(restore(s.rules[f]))}}
+	}
+	return c, nil
+}
+
+// base is how both sides differ from the kernel's defaults: so that nothing
+// depends on time or chance.
+var base = []string{
+	"sysctl net.ipv4.icmp_ratelimit=0", "sysctl net.ipv4.icmp_msgs_per_sec=1000000", "sysctl net.ipv4.icmp_msgs_burst=1000000",
+	"sysctl net.ipv6.icmp.ratelimit=0", "sysctl net.netfilter.nf_conntrack_acct=1",
+}
+
+func (s *scenario) configure(c *Config, l string) (err error) {
+	w := strings.Fields(l)
+	if len(w) == 0 || w[0] == "bare" || w[0][0] == '#' {
+		return nil
+	}
+	switch w[0] {
+	case "addr":
+		p, err := netip.ParsePrefix(w[2])
+		i := c.Interface(w[1])
+		i.Addresses = append(i.Addresses, p)
+		return err
+	case "mtu":
+		c.Interface(w[1]).MTU, err = strconv.Atoi(w[2])
+		return err
+	case "sysctl":
+		name, value, _ := strings.Cut(w[1], "=")
+		c.Sysctl = append(c.Sysctl, SysctlConfig{Name: name, Value: value})
+		return nil
+	case "listen":
+		network, addr, _ := strings.Cut(w[1], "://")
+		ap, err := netip.ParseAddrPort(addr)
+		c.Services = append(c.Services, ServiceConfig{Type: "discard", Listen: []Listen{{network, ap}}})
+		return err
+	case "route":
+		return s.route(c, w[1:])
+	case "rule":
+		return s.rule(c, w[1:])
+	}
+	return fmt.Errorf("unknown line")
+}
+
+func (s *scenario) route(c *Config, w []string) (err error) {
+	var r RouteConfig
+	r.SetDefaults()
+	switch w[0] {
+	case RouteBlackhole, RouteUnreachable, RouteProhibit:
+		r.Type, w = w[0], w[1:]
+	}
+	to := w[0]
+	for i := 1; i+1 < len(w) && err == nil; i += 2 {
+		var n uint64
+		switch w[i] {
+		case "via":
+			r.Via, err = netip.ParseAddr(w[i+1])
+		case "dev":
+			r.Dev = w[i+1]
+		case "src":
+			r.Src, err = netip.ParseAddr(w[i+1])
+		case "table":
+			n, err = strconv.ParseUint(w[i+1], 0, 32)
+			r.Table = uint32(n)
+		case "metric":
+			n, err = strconv.ParseUint(w[i+1], 0, 32)
+			r.Metric = uint32(n)
+		default:
+			err = fmt.Errorf("unknown word %s", w[i])
+		}
+	}
+	if err == nil && to == "default" {
+		to = "0.0.0.0/0"
+		if r.Via.Is6() {
+			to = "::/0"
+		}
+	}
+	if err == nil {
+		r.To, err = netip.ParsePrefix(to)
+	}
+	c.Routes = append(c.Routes, r)
+	return err
+}
+
+func (s *scenario) rule(c *Config, w []string) (err error) {
+	var r RuleConfig
+	r.SetDefaults()
+	for i := 0; i+1 < len(w) && err == nil; i += 2 {
+		var n uint64
+		switch w[i] {
+		case "from":
+			r.From, err = netip.ParsePrefix(w[i+1])
+		case "to":
+			r.To, err = netip.ParsePrefix(w[i+1])
+		case "iif":
+			r.IIF = w[i+1]
+		case "fwmark":
+			v, m, has := strings.Cut(w[i+1], "/")
+			n, err = strconv.ParseUint(v, 0, 32)
+			r.FWMark = MarkMatch{uint32(n), 1<<32 - 1}
+			if has && err == nil {
+				n, err = strconv.ParseUint(m, 0, 32)
+				r.FWMark.Mask = uint32(n)
+			}
+		case "table":
+			n, err = strconv.ParseUint(w[i+1], 0, 32)
+			r.Table = uint32(n)
+		case "priority":
+			n, err = strconv.ParseUint(w[i+1], 0, 32)
+			r.Priority = uint32(n)
+		case "type":
+			r.Type = w[i+1]
+		default:
+			err = fmt.Errorf("unknown word %s", w[i])
+		}
+	}
+	c.Rules = append(c.Rules, r)
+	return err
+}
+
+// sent is a frame and the device that it left by.
+type sent struct {
+	dev string
+	b   []byte
+}
+
+var reference = regexp.MustCompile(`@(\d+)\.([a-z]+)(\d*)((?:[+-]\d+)?)`)
+
+// expand puts in what @n means; ok is false where frame n left nothing behind.
+func expand(text string, outs [][]sent) (_ string, ok bool) {
+	ok = true
+	text = reference.ReplaceAllStringFunc(text, func(ref string) string {
+		m := reference.FindStringSubmatch(ref)
+		n, _ := strconv.Atoi(m[1])
+		if n < 1 || n > len(outs) || len(outs[n-1]) == 0 {
+			ok = false
+			return ref
+		}
+		p := packet.New()
+		p.SetBytes(outs[n-1][0].b)
+		if p.Parse() != 0 {
+			ok = false
+			return ref
+		}
+		num := func(v uint32) string {
+			d, _ := strconv.Atoi(m[4])
+			return fmt.Sprint(v + uint32(d))
+		}
+		end := func(a netip.Addr, port uint16) string {
+			if p.Is(packet.HasPorts) {
+				return netip.AddrPortFrom(a, port).String()
+			}
+			return a.String()
+		}
+		switch m[2] {
+		case "src":
+			return end(p.SrcAddr(), p.SrcPort())
+		case "dst":
+			return end(p.DstAddr(), p.DstPort())
+		case "saddr":
+			return p.SrcAddr().String()
+		case "daddr":
+			return p.DstAddr().String()
+		case "seq":
+			return num(p.TCPSeq())
+		case "ack":
+			return num(p.TCPAck())
+		case "id":
+			return num(uint32(be16(p.Transport()[4:])))
+		case "quote":
+			b := p.Bytes()
+			if k, err := strconv.Atoi(m[3]); err == nil {
+				b = b[:min(k, len(b))]
+			}
+			return "hex=" + hex.EncodeToString(b)
+		}
+		ok = false
+		return ref
+	})
+	return text, ok
+}
+
+func be16(b []byte) uint16 { return uint16(b[0])<<8 | uint16(b[1]) }
+
+var cutWord = regexp.MustCompile(` cut=([\d,]+)`)
+
+// frames makes the frames of an in line's description.
+func frames(desc string) ([][]byte, error) {
+	if h, ok := strings.CutPrefix(desc, "raw "); ok {
+		b, err := hex.DecodeString(strings.ReplaceAll(h, " ", ""))
+		return [][]byte{b}, err
+	}
+	if m := cutWord.FindStringSubmatch(desc); m != nil {
+		var sizes []int
+		for _, x := range strings.Split(m[1], ",") {
+			n, err := strconv.Atoi(x)
+			if err != nil {
+				return nil, err
+			}
+			sizes = append(sizes, n)
+		}
+		return packettest.Fragments(strings.Replace(desc, m[0], "", 1), sizes...)
+	}
+	b, err := packettest.Frame(desc)
+	return [][]byte{b}, err
+}
+
+// replay holds a side against what was recorded of the kernel.
+func (s *scenario) replay(o side) (diffs []string) {
+	var outs [][]sent
+	for _, st := range s.steps {
+		text, ok := expand(st.text, outs)
+		if !ok {
+			outs = append(outs, nil)
+			continue
+		}
+		var fs [][]byte
+		if st.verb == "in" {
+			var err error
+			if fs, err = frames(text); err != nil {
+				return []string{err.Error()}
+			}
+		}
+		now := *st
+		now.text = text
+		out := o.do(&now, fs, len(st.out))
+		if st.verb != "do" {
+			outs = append(outs, out)
+		}
+		var got []string
+		for _, x := range out {
+			got = append(got, x.dev+" "+packettest.Describe(x.b))
+		}
+		if g, w := blur(strings.Join(got, "\n")), blur(strings.Join(st.out, "\n")); g != w {
+			diffs = append(diffs, fmt.Sprintf("%s\nthe kernel sent:\n%s\nwe send:\n%s", st.line, w, g))
+		}
+	}
+	var got string
+	for _, fam := range families {
+		if lines := counters(o.tables(fam), false); len(lines) > 0 {
+			got += fmt.Sprintf("# IPv%d\n%s", fam, joinLines(lines))
+		}
+	}
+	var flows []string
+	for _, f := range flowsOf(o.flows()) {
+		flows = append(flows, f.text)
+	}
+	for i, g := range []string{got, joinLines(flows)} {
+		if blur(g) != blur(s.want[i]) {
+			diffs = append(diffs, fmt.Sprintf("the kernel had:\n%s\nwe have:\n%s", s.want[i], g))
+		}
+	}
+	return diffs
+}
+
+var random = regexp.MustCompile(`seq=\d+|ipid=\d+|win=\d+`)
+
+// blur takes out what a recording cannot know.
+func blur(s string) string { return random.ReplaceAllString(s, "") }

@@ -1,0 +1,314 @@
+package router
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"sluice/packet"
+	"sluice/packet/packettest"
+)
+
+// TestKernel takes the running kernel and a Router through the same scenarios:
+// the same frames have to leave, the same rules to count, the same connections
+// to be known. Without root, the Router is held against what was recorded.
+func TestKernel(t *testing.T) {
+	for _, file := range scenarioFiles(t) {
+		name := strings.TrimSuffix(filepath.Base(file), ".txtar")
+		t.Run(name, func(t *testing.T) {
+			text, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s, err := parseScenario(name, text)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ours := newOurSide(t, s)
+			if os.Getuid() != 0 {
+				d := s.replay(ours)
+				for _, l := range d {
+					t.Error(l)
+				}
+				return
+			}
+			kernel := newKernelSide(t, s, ours.r)
+			got := *s
+			c := compare{s: &got, k: kernel, o: ours}
+			c.run()
+			for _, l := range c.diffs {
+				t.Error(l)
+			}
+			if recorded := string(got.format(true)); *update && recorded != string(text) {
+				if err := os.WriteFile(file, []byte(recorded), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+// compare takes two sides through a scenario.
+type compare struct {
+	s     *scenario
+	k, o  side
+	ports map[string]string // ours to the kernel's, where both were chosen at random
+	diffs []string
+}
+
+func (c *compare) differ(format string, args ...any) {
+	c.diffs = append(c.diffs, fmt.Sprintf(format, args...))
+}
+
+// run fills in the scenario's results with what the kernel did.
+func (c *compare) run() {
+	c.ports = map[string]string{}
+	var kouts, oouts [][]sent
+	steps := make([]*step, len(c.s.steps))
+	for i, st := range c.s.steps {
+		cp := *st
+		cp.out = nil
+		steps[i] = &cp
+		kt, ok := expand(cp.text, kouts)
+		ot, ok2 := expand(cp.text, oouts)
+		if !ok || !ok2 {
+			if !ok && cp.verb != "do" {
+				kouts, oouts = append(kouts, nil), append(oouts, nil)
+			}
+			if ok != ok2 {
+				c.differ("%s: only one of the two has what this refers to", cp.line)
+				break
+			}
+			continue
+		}
+		var kf, of [][]byte
+		if cp.verb == "in" {
+			var err error
+			if kf, err = frames(kt); err == nil {
+				of, err = frames(ot)
+			}
+			if err != nil {
+				c.differ("%v", err)
+				break
+			}
+		}
+		ks, os := &cp, cp
+		os.text = ot
+		ks.text = kt
+		ko := c.k.do(ks, kf, 0)
+		oo := c.o.do(&os, of, len(ko))
+		ks.text = st.text
+		if cp.verb != "do" {
+			kouts, oouts = append(kouts, ko), append(oouts, oo)
+		}
+		cp.out = c.outputs(&cp, kf, ko, oo)
+	}
+	c.s.steps = steps
+	c.dumps()
+}
+
+// outputs compares what left after one step, and describes what left the kernel.
+func (c *compare) outputs(st *step, in [][]byte, ko, oo []sent) (desc []string) {
+	ok := len(ko) == len(oo)
+	var kd, od []string
+	why := ""
+	for i := range max(len(ko), len(oo)) {
+		if i < len(ko) && i < len(oo) {
+			k, o := c.normal(in, ko[i].b, oo[i].b)
+			if ko[i].dev != oo[i].dev || string(k) != string(o) {
+				if ok {
+					why = fmt.Sprintf("\n  kernel %x\n  ours   %x", k, o)
+				}
+				ok = false
+			}
+			kd = append(kd, ko[i].dev+" "+packettest.Describe(k))
+			od = append(od, oo[i].dev+" "+packettest.Describe(o))
+		} else if i < len(ko) {
+			kd = append(kd, ko[i].dev+" "+packettest.Describe(ko[i].b))
+		} else {
+			od = append(od, oo[i].dev+" "+packettest.Describe(oo[i].b))
+		}
+	}
+	if !ok {
+		c.differ("%s\nkernel sends:\n  %s\nwe send:\n  %s%s", st.line, strings.Join(kd, "\n  "), strings.Join(od, "\n  "), why)
+	}
+	return kd
+}
+
+// normal makes alike what Linux chooses at random in frames of its own making:
+// identifications, and what a TCP socket says when it opens a connection.
+func (c *compare) normal(in [][]byte, k, o []byte) ([]byte, []byte) {
+	kp, op := reparse(k), reparse(o)
+	if kp == nil || op == nil || kp.Family != op.Family || kp.Proto != op.Proto {
+		return k, o
+	}
+	if kp.VerifyL4() != op.VerifyL4() {
+		return k, o
+	}
+	good := kp.VerifyL4()
+	randomID := func(p *packet.Packet) bool {
+		for _, b := range in {
+			if q := reparse(b); q != nil && q.FragID == p.FragID {
+				return false
+			}
+		}
+		return p.FragID != 0
+	}
+	if randomID(kp) && randomID(op) {
+		setID(kp)
+		setID(op)
+	}
+	if good && kp.TCPFlags()&packet.TCPSyn != 0 && op.TCPFlags() == kp.TCPFlags() && kp.TCPSeq() != op.TCPSeq() {
+		plainSYN(kp)
+		plainSYN(op)
+	}
+	c.translate(op)
+	if kp.Is(packet.HasPorts) && good && kp.SrcPort() != op.SrcPort() && !hasPort(in, kp.SrcPort()) && !hasPort(in, op.SrcPort()) {
+		a, b := fmt.Sprint(op.SrcPort()), fmt.Sprint(kp.SrcPort())
+		if c.ports[a] == "" {
+			c.ports[a] = b
+			c.translate(op)
+		}
+	}
+	return kp.Bytes(), op.Bytes()
+}
+
+// translate names a port that was chosen at random as the kernel's choice.
+func (c *compare) translate(p *packet.Packet) {
+	if len(c.ports) == 0 || !p.Is(packet.HasPorts) {
+		return
+	}
+	var n uint16
+	if x := c.ports[fmt.Sprint(p.SrcPort())]; x != "" {
+		fmt.Sscan(x, &n)
+		p.SetSrcPort(n)
+	}
+	if x := c.ports[fmt.Sprint(p.DstPort())]; x != "" {
+		fmt.Sscan(x, &n)
+		p.SetDstPort(n)
+	}
+}
+
+func hasPort(in [][]byte, port uint16) bool {
+	for _, b := range in {
+		if q := reparse(b); q != nil && q.Is(packet.HasPorts) && (q.SrcPort() == port || q.DstPort() == port) {
+			return true
+		}
+	}
+	return false
+}
+
+func reparse(b []byte) *packet.Packet {
+	p := packet.New()
+	p.SetBytes(b)
+	if p.Parse() != 0 {
+		return nil
+	}
+	return p
+}
+
+// setID zeroes the identification of a packet or fragment.
+func setID(p *packet.Packet) {
+	b := p.Bytes()
+	if p.Family == packet.IPv4 {
+		b[4], b[5] = 0, 0
+		b[10], b[11] = 0, 0
+		s := ^packet.Sum(b[:int(b[0]&15)*4])
+		b[10], b[11] = byte(s>>8), byte(s)
+	} else if p.Is(packet.Fragment) {
+		for i := 40; i+8 <= len(b); i += 8 { // ours puts no other header before it
+			if b[6] == 44 {
+				clear(b[i+4 : i+8])
+			}
+			break
+		}
+	}
+}
+
+// plainSYN takes out what a socket says of itself in a SYN.
+func plainSYN(p *packet.Packet) {
+	t := p.Transport()
+	clear(t[4:8])
+	clear(t[14:16])
+	t[12] = 5 << 4
+	p.End = p.Off + int(p.L4) + 20
+	b := p.Bytes()
+	if p.Family == packet.IPv4 {
+		b[2], b[3] = byte(len(b)>>8), byte(len(b))
+		setID(p)
+	} else {
+		b[4], b[5] = byte((len(b)-40)>>8), byte(len(b)-40)
+	}
+	p.ParseL4()
+	p.FixChecksums()
+}
+
+var portWord = regexp.MustCompile(`(port=)(\d+)`)
+
+func (c *compare) dumps() {
+	var want [2]string
+	for i, fam := range families {
+		k, o := counters(c.k.tables(fam), true), counters(c.o.tables(fam), true)
+		if d := diffLines(k, o); d != "" {
+			c.differ("IPv%d counters differ (- kernel, + ours):\n%s", fam, d)
+		}
+		if lines := counters(c.k.tables(fam), false); len(lines) > 0 {
+			want[0] += fmt.Sprintf("# IPv%d\n%s", fam, joinLines(lines))
+		}
+		_ = i
+	}
+	kf := flowsOf(c.k.flows())
+	of := flowsOf(portWord.ReplaceAllStringFunc(c.o.flows(), func(w string) string {
+		if x := c.ports[w[5:]]; x != "" {
+			return "port=" + x
+		}
+		return w
+	}))
+	var kl, ol []string
+	for _, f := range kf {
+		kl = append(kl, f.text)
+	}
+	for _, f := range of {
+		ol = append(ol, f.text)
+	}
+	if d := diffLines(kl, ol); d != "" {
+		c.differ("connections differ (- kernel, + ours):\n%s", d)
+	} else {
+		for i := range kf {
+			if d := kf[i].secs - of[i].secs; d < -3 || d > 3 {
+				c.differ("timeout of %s: %d in the kernel, %d here", kf[i].text, kf[i].secs, of[i].secs)
+			}
+		}
+	}
+	want[1] = joinLines(kl)
+	c.s.want = want
+}
+
+// diffLines tells the lines that only one has, "" if none; order counts among equal ones.
+func diffLines(k, o []string) string {
+	var out []string
+	count := map[string]int{}
+	for _, l := range o {
+		count[l]++
+	}
+	for _, l := range k {
+		if count[l] == 0 {
+			out = append(out, "- "+l)
+		} else {
+			count[l]--
+		}
+	}
+	for _, l := range o {
+		if count[l] > 0 {
+			count[l]--
+			out = append(out, "+ "+l)
+		}
+	}
+	if len(out) == 0 && strings.Join(k, "\n") != strings.Join(o, "\n") {
+		return "the same, in another order"
+	}
+	return strings.Join(out, "\n")
+}

@@ -1,0 +1,453 @@
+package router
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sort"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"sluice/internal/conntrackcmd"
+	"sluice/internal/iptables"
+	"sluice/netstack"
+	"sluice/packet"
+	"sluice/packet/packettest"
+)
+
+// A side is a router that a scenario happens to.
+type side interface {
+	// do makes one step; more is how many frames it is known to bring, at least.
+	do(st *step, frames [][]byte, more int) []sent
+	// tables is iptables-save -c of a family, flows is conntrack -L.
+	tables(family uint8) string
+	flows() string
+}
+
+// kernelSide is the running kernel, in a namespace of the test's own.
+type kernelSide struct {
+	t       testing.TB
+	k       *packettest.Kernel
+	sockets []int
+}
+
+// newKernelSide makes a kernel that is configured as r is. Conntrack is asked
+// for by an nft table, so that no iptables rule has to be there for it.
+func newKernelSide(t testing.TB, s *scenario, r *Router) *kernelSide {
+	t.Helper()
+	for _, tool := range []string{"nft", "conntrack", "iptables-legacy-restore", "ip6tables-legacy-restore"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			t.Skip("needs ", tool)
+		}
+	}
+	x := &kernelSide{t: t, k: packettest.NewKernel(t)}
+	x.k.AddTUN()
+	x.pipe("nft -f -", "table inet t { chain c { type filter hook input priority 500; ct state new; } }\n")
+	var ip strings.Builder
+	bare := false
+	for _, l := range s.net {
+		bare = bare || l == "bare"
+		if family, rest, ok := ipBatch(l); ok {
+			fmt.Fprintf(&ip, "%s %s\n", family, rest)
+		}
+	}
+	head := ""
+	if !bare {
+		head = "route add default via 10.2.0.2 dev tun1\n-6 route add default via fd02::2 dev tun1\n"
+	}
+	x.sysctls(r)
+	x.pipe("ip -batch -", x.addresses(r)+head+ip.String())
+	for _, l := range s.net {
+		if spec, ok := strings.CutPrefix(l, "listen "); ok {
+			network, addr, _ := strings.Cut(spec, "://")
+			x.listen(network, netip.MustParseAddrPort(addr))
+		}
+	}
+	x.load(s)
+	for i := range 3 {
+		x.k.Drain(i)
+	}
+	return x
+}
+
+// ipBatch turns a line of -- net -- into one of `ip -batch`.
+func ipBatch(l string) (family, rest string, ok bool) {
+	family = "-4"
+	if strings.Contains(l, ":") {
+		family = "-6"
+	}
+	switch w, rest, _ := strings.Cut(l, " "); w {
+	case "route", "rule":
+		if w == "route" {
+			return family, "route add " + rest, true
+		}
+		return family, "rule add " + rest, true
+	}
+	return "", "", false
+}
+
+// addresses gives the kernel what r has beyond the first ones: MTUs, more
+// addresses, and the link-local ones that r made.
+func (x *kernelSide) addresses(r *Router) string {
+	var b strings.Builder
+	for _, c := range r.cfg.Interfaces {
+		fmt.Fprintf(&b, "link set %s mtu %d\n", c.Name, c.MTU)
+		for _, a := range c.Addresses[2:] {
+			fmt.Fprintf(&b, "addr add %s dev %s%s\n", a, c.Name, nodad(a))
+		}
+	}
+	fib := r.fib.Load()
+	for _, i := range fib.Ifaces() {
+		for _, a := range fib.Addrs(i.Index) {
+			if a.Auto && i != r.lo {
+				fmt.Fprintf(&b, "addr add %s dev %s nodad\n", a.Prefix, i.Name)
+			}
+		}
+	}
+	return b.String()
+}
+
+func nodad(p netip.Prefix) string {
+	if p.Addr().Is6() {
+		return " nodad"
+	}
+	return ""
+}
+
+// sysctls gives the kernel r's tunables, those that it knows and lets be set.
+func (x *kernelSide) sysctls(r *Router) {
+	all := r.sysctl.All()
+	rank := func(name string) int {
+		for i, s := range []string{".all.", ".default."} {
+			if strings.Contains(name, s) {
+				return i
+			}
+		}
+		return 2
+	}
+	sort.SliceStable(all, func(i, j int) bool { return rank(all[i].Name) < rank(all[j].Name) })
+	for _, v := range all {
+		if v.ReadOnly || strings.HasPrefix(v.Name, "net.ipv6.conf.") && strings.HasSuffix(v.Name, ".disable_ipv6") {
+			continue
+		}
+		path := "/proc/sys/" + strings.ReplaceAll(v.Name, ".", "/")
+		if old, err := os.ReadFile(path); err == nil && strings.TrimSpace(string(old)) != fmt.Sprint(v.Load()) {
+			os.WriteFile(path, []byte(fmt.Sprint(v.Load())), 0) // some belong to the first namespace alone
+		}
+	}
+	x.k.Sysctl("net/ipv6/auto_flowlabels=0")
+}
+
+// load makes the rules the scenario's and forgets all connections.
+func (x *kernelSide) load(s *scenario) {
+	x.pipe("iptables-legacy-restore", restore(s.rules[0]))
+	x.pipe("ip6tables-legacy-restore", restore(s.rules[1]))
+	exec.Command("conntrack", "-F").Run()
+}
+
+func (x *kernelSide) pipe(line, in string) string {
+	x.t.Helper()
+	w := strings.Fields(line)
+	c := exec.Command(w[0], w[1:]...)
+	c.Stdin = strings.NewReader(in)
+	out, err := c.CombinedOutput()
+	if err != nil {
+		x.t.Fatalf("%s: %v\n%s\n%s", line, err, out, in)
+	}
+	return string(out)
+}
+
+func sockaddr(a netip.AddrPort) (int, unix.Sockaddr) {
+	if a.Addr().Is4() {
+		return unix.AF_INET, &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}
+	}
+	return unix.AF_INET6, &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
+}
+
+func (x *kernelSide) socket(network string, a netip.AddrPort) int {
+	x.t.Helper()
+	domain, sa := sockaddr(a)
+	kind := unix.SOCK_DGRAM
+	if network == "tcp" {
+		kind = unix.SOCK_STREAM
+	}
+	fd, err := unix.Socket(domain, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		x.t.Fatal(err)
+	}
+	x.t.Cleanup(func() { unix.Close(fd) })
+	unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+	if err := unix.Bind(fd, sa); err != nil {
+		x.t.Fatalf("%s %s: %v", network, a, err)
+	}
+	x.sockets = append(x.sockets, fd)
+	return fd
+}
+
+func (x *kernelSide) listen(network string, a netip.AddrPort) {
+	fd := x.socket(network, a)
+	if network == "tcp" {
+		if err := unix.Listen(fd, 10); err != nil {
+			x.t.Fatal(err)
+		}
+	}
+}
+
+func (x *kernelSide) do(st *step, frames [][]byte, _ int) (out []sent) {
+	x.t.Helper()
+	switch st.verb {
+	case "do":
+		w := strings.Fields(st.text)
+		w[0] = strings.Replace(w[0], "tables", "tables-legacy", 1)
+		exec.Command(w[0], w[1:]...).Run()
+	case "send":
+		network, from, to, payload := parseSend(x.t, st.text)
+		fd := x.socket(network, from)
+		_, sa := sockaddr(to)
+		unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT)
+		unix.Connect(fd, sa)
+		if network == "udp" {
+			unix.Write(fd, payload)
+		}
+	default:
+		dev := int(st.dev[3] - '0')
+		for _, f := range frames {
+			x.k.Send(dev, f)
+		}
+	}
+	for i := range 3 {
+		for _, b := range x.k.Drain(i) {
+			out = append(out, sent{fmt.Sprint("tun", i), b})
+		}
+	}
+	return out
+}
+
+// parseSend takes a send line apart: the socket's network, its own end, the peer, the payload.
+func parseSend(t testing.TB, text string) (network string, from, to netip.AddrPort, payload []byte) {
+	t.Helper()
+	p := packettest.New(t, text)
+	network, _, _ = strings.Cut(text, " ")
+	return network, netip.AddrPortFrom(p.SrcAddr(), p.SrcPort()), netip.AddrPortFrom(p.DstAddr(), p.DstPort()), p.Payload()
+}
+
+func (x *kernelSide) tables(family uint8) string {
+	cmd := "iptables-legacy-save"
+	if family == packet.IPv6 {
+		cmd = "ip6tables-legacy-save"
+	}
+	return x.pipe(cmd+" -c", "")
+}
+
+func (x *kernelSide) flows() string {
+	return run(x.t, "conntrack -L -o extended -f ipv4") + run(x.t, "conntrack -L -o extended -f ipv6")
+}
+
+func run(t testing.TB, line string) string {
+	t.Helper()
+	w := strings.Fields(line)
+	out, err := exec.Command(w[0], w[1:]...).Output()
+	if err != nil {
+		t.Fatalf("%s: %v", line, err)
+	}
+	return string(out)
+}
+
+// ourSide is a Router in memory.
+type ourSide struct {
+	*bed
+	t testing.TB
+}
+
+func newOurSide(t testing.TB, s *scenario) *ourSide {
+	t.Helper()
+	cfg, err := s.config()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &ourSide{newBed(t, cfg), t}
+}
+
+func (x *ourSide) do(st *step, frames [][]byte, more int) (out []sent) {
+	x.t.Helper()
+	for _, l := range x.links {
+		l.out, l.gso = nil, nil
+	}
+	before := x.w.delivered
+	switch st.verb {
+	case "do":
+		w := strings.Fields(st.text)
+		if w[0] == "conntrack" {
+			conntrackcmd.Run(x.r.ct, w[1:], nil, new(bytes.Buffer), new(bytes.Buffer), nil)
+		} else {
+			iptables.Run(x.r.IPTables(), w, nil, new(bytes.Buffer), new(bytes.Buffer))
+		}
+	case "send":
+		x.send(st.text)
+		before-- // the socket's packet is on its way, as an answer would be
+	default:
+		x.w.do(func(w *worker) {
+			w.begin(x.r.clock())
+			for _, f := range frames {
+				w.batch[0].Reset()
+				w.batch[0].SetBytes(f)
+				w.burst(w.port(x.links[st.dev].iface), w.batch[:1])
+			}
+			w.end()
+		})
+	}
+	x.settle(before, more)
+	for i := range 3 {
+		name := fmt.Sprint("tun", i)
+		for _, b := range x.links[name].out {
+			if len(b) >= 40 && b[0]>>4 == 6 && b[24] == 0xff {
+				continue
+			}
+			out = append(out, sent{name, b})
+		}
+	}
+	return out
+}
+
+// settle gives the local sockets the time to answer what was delivered to them.
+func (x *ourSide) settle(before uint64, more int) {
+	deadline := time.Now().Add(500 * time.Millisecond)
+	for quiet := 0; quiet < 4 && x.w.delivered != before; {
+		time.Sleep(150 * time.Microsecond)
+		x.w.do(func(w *worker) {
+			w.begin(x.r.clock())
+			if w.drainLocal() {
+				quiet = 0
+			} else {
+				quiet++
+			}
+			w.end()
+		})
+		n := 0
+		for _, l := range x.links {
+			n += len(l.out)
+		}
+		if n < more && time.Now().Before(deadline) {
+			quiet = 0
+		}
+	}
+}
+
+func (x *ourSide) send(text string) {
+	x.t.Helper()
+	network, from, to, payload := parseSend(x.t, text)
+	ctx, cancel := context.WithCancel(context.Background())
+	x.t.Cleanup(cancel)
+	connect := func() (net.Conn, error) {
+		return x.r.local.DialContext(ctx, network, from, to, netstack.Owner{})
+	}
+	if network == "tcp" {
+		go connect()
+		return
+	}
+	c, err := connect()
+	if err != nil {
+		x.t.Logf("send %s: %v", text, err)
+		return
+	}
+	x.t.Cleanup(func() { c.Close() })
+	c.Write(payload)
+}
+
+func (x *ourSide) tables(family uint8) string {
+	cmd := "iptables-save"
+	if family == packet.IPv6 {
+		cmd = "ip6tables-save"
+	}
+	var out, errs bytes.Buffer
+	if n := iptables.Run(x.r.IPTables(), []string{cmd, "-c"}, nil, &out, &errs); n != 0 {
+		x.t.Fatalf("%s: %d %s", cmd, n, &errs)
+	}
+	return out.String()
+}
+
+func (x *ourSide) flows() string {
+	var out, errs bytes.Buffer
+	for _, f := range []string{"ipv4", "ipv6"} {
+		conntrackcmd.Run(x.r.ct, []string{"-L", "-o", "extended", "-f", f}, nil, &out, &errs, nil)
+	}
+	return out.String()
+}
+
+// counters gives the rules and policies of a save with their counters, by table
+// and chain; those that nothing met only if all is set.
+func counters(save string, all bool) []string {
+	var out []string
+	table := ""
+	for _, l := range strings.Split(save, "\n") {
+		switch {
+		case strings.HasPrefix(l, "*"):
+			table = l[1:]
+		case strings.HasPrefix(l, ":"):
+			w := strings.Fields(l)
+			if w[1] != "-" && (all || w[2] != "[0:0]") {
+				out = append(out, fmt.Sprintf("%s %s %s %s", table, w[0][1:], w[1], w[2]))
+			}
+		case strings.HasPrefix(l, "["):
+			n, rule, _ := strings.Cut(l, " ")
+			if all || n != "[0:0]" {
+				out = append(out, fmt.Sprintf("%s %s %s", table, rule, n))
+			}
+		}
+	}
+	sort.SliceStable(out, func(i, j int) bool { return chainOf(out[i]) < chainOf(out[j]) })
+	return out
+}
+
+func chainOf(l string) string {
+	w := strings.Fields(l)
+	if w[1] == "-A" {
+		return w[0] + " " + w[2] + " "
+	}
+	return w[0] + " " + w[1]
+}
+
+// flow is a line of conntrack -L and its timeout.
+type flow struct {
+	text string
+	secs int
+}
+
+// flowsOf reads conntrack -L -o extended; how many refer to an entry is left out.
+func flowsOf(list string) (out []flow) {
+	for _, l := range strings.Split(list, "\n") {
+		w := strings.Fields(l)
+		if len(w) < 6 {
+			continue
+		}
+		n, _ := strconv.Atoi(w[4])
+		w = append(w[:4], w[5:]...)
+		for i := range w {
+			if strings.HasPrefix(w[i], "use=") {
+				w = append(w[:i], w[i+1:]...)
+				break
+			}
+		}
+		out = append(out, flow{strings.Join(w, " "), n})
+	}
+	sort.Slice(out, func(i, j int) bool { return out[i].text < out[j].text })
+	return out
+}
+
+func scenarioFiles(t testing.TB) []string {
+	t.Helper()
+	names, err := filepath.Glob("testdata/kernel/*.txtar")
+	if err != nil || len(names) == 0 {
+		t.Fatalf("no scenarios: %v", err)
+	}
+	return names
+}
