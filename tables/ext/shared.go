@@ -1,0 +1,108 @@
+package ext
+
+import (
+	"errors"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"sluice/tables"
+)
+
+// spin is a lock for a handful of instructions with nothing in between that
+// blocks: state that rules share and that one atomic word cannot hold.
+type spin struct{ w atomic.Uint32 }
+
+func (s *spin) lock() {
+	for n := 0; !s.w.CompareAndSwap(0, 1); n++ {
+		if n > 64 {
+			runtime.Gosched()
+		}
+	}
+}
+
+func (s *spin) unlock() { s.w.Store(0) }
+
+// shared is state that rules share by name, as recent's lists and hashlimit's
+// tables are. It lives as long as a rule that names it: the rules of a new
+// ruleset take hold of it before those of the old one let go.
+type shared[T any] struct {
+	mu    sync.Mutex
+	items map[sharedKey]*sharedItem[T]
+}
+
+// sharedKey is a name within a router. Linux keeps names apart by network
+// namespace; a router has one connection table, which stands for it here.
+type sharedKey struct {
+	router any
+	family uint8 // 0: both families share
+	name   string
+}
+
+type sharedItem[T any] struct {
+	state *T
+	users int
+}
+
+// hold is a rule's share in an item.
+type hold[T any] struct{ state *T }
+
+// take gives a rule its hold on a named item. add is called with the item that
+// is there, or nil, and returns what is to be there; it runs under the lock.
+func (s *shared[T]) take(env *tables.Env, family uint8, name string, add func(*T) (*T, error)) (*hold[T], error) {
+	key := sharedKey{env, family, name}
+	if env.CT != nil {
+		key.router = env.CT
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	it := s.items[key]
+	var state *T
+	if it != nil {
+		state = it.state
+	}
+	state, err := add(state)
+	if err != nil {
+		return nil, err
+	}
+	if it == nil {
+		it = &sharedItem[T]{state: state}
+		if s.items == nil {
+			s.items = map[sharedKey]*sharedItem[T]{}
+		}
+		s.items[key] = it
+	}
+	it.users++
+	h := &hold[T]{state}
+	// The hold is part of the rule's compiled form: it is unreachable once no
+	// ruleset and no worker has the rule any more.
+	runtime.AddCleanup(h, s.drop, key)
+	return h, nil
+}
+
+func (s *shared[T]) drop(key sharedKey) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if it := s.items[key]; it != nil {
+		if it.users--; it.users == 0 {
+			delete(s.items, key)
+		}
+	}
+}
+
+// checkProcName refuses what Linux cannot make a file of in /proc.
+func checkProcName(name string) error {
+	if name == "" || name == "." || name == ".." || strings.Contains(name, "/") {
+		return errors.New("a name cannot be empty, \".\" or \"..\", or contain \"/\"")
+	}
+	return nil
+}
+
+// quoteWord puts quotes around a word that would not read back as one word.
+func quoteWord(s string) string {
+	if s == "" || strings.ContainsAny(s, " \t\n\"'\\") {
+		return tables.Quote(s)
+	}
+	return s
+}
