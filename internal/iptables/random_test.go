@@ -31,6 +31,12 @@ var pieces = [][]string{
 	{"-m multiport --dports 1,2,3:4", "-m multiport ! --sports ssh,http", "-m multiport --ports 1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16"},
 	{"-m length --length 5:10", "-m length ! --length 7", "-m tos --tos 0x10", "-m dscp --dscp 10", "-m dscp --dscp-class EF", "-m ttl --ttl-lt 5", "-m ttl --ttl-eq 300"},
 	{"-m mac --mac-source 00:11:22:33:44:55", "-m mac ! --mac-source 00:11:22:33:44:5f", "-m mac --mac-source x", "-m pkttype --pkt-type broadcast", "-m addrtype --dst-type LOCAL", "-m addrtype ! --src-type BROADCAST,MULTICAST", "-m iprange --src-range 1.1.1.1-2.2.2.2", "-m iprange ! --dst-range 1.1.1.1"},
+	{"-m recent --set --name x", "-m recent --update --seconds 60 --hitcount 3 --rsource", "-m recent --rcheck --rdest --rttl", "-m recent ! --remove", "-m recent", "-m recent --set --update",
+		"-m hashlimit --hashlimit-above 5/sec --hashlimit-mode srcip --hashlimit-name h", "-m hashlimit --hashlimit-upto 3/min --hashlimit-burst 9 --hashlimit-name g", "-m hashlimit --hashlimit 5/sec",
+		"-m connlimit --connlimit-above 3", "-m connlimit --connlimit-upto 2 --connlimit-mask 24 --connlimit-daddr", "-m connlimit"},
+	{"-m owner --uid-owner 0", "-m owner ! --gid-owner 5-7", "-m owner --socket-exists", "-m tcpmss --mss 5:6", "-m rpfilter --loose --invert", "-m rpfilter", "-m owner"},
+	{"-p tcp --syn -j TCPMSS --clamp-mss-to-pmtu", "-p tcp --syn -j TCPMSS --set-mss 1400", "-j CT --notrack", "-j CT --zone 5", "-j NOTRACK", "-j SNAT --to 1.2.3.4", "-j SNAT --to-source 1.2.3.4:5-6 --random", "-j DNAT --to-destination 1.2.3.4:80", "-j DNAT",
+		"-j MASQUERADE --random", "-j MASQUERADE --to-ports 5-6", "-j REDIRECT --to-ports 8080", "-j REDIRECT", "-j CHECKSUM --checksum-fill", "-j SECMARK", "-j CONNSECMARK", "-j CONNMARK --set-xmark 5/6", "-j CONNMARK --restore-mark --nfmask 5 --ctmask 7"},
 	{"-j ACCEPT", "-j DROP", "-j RETURN", "-j user", "-g user", "-j nosuch", "! -j ACCEPT", "-j ACCEPT", "-j user", "-j REJECT", "-j REJECT --reject-with tcp-reset", "-j REJECT --reject-with icmp-host-prohibited",
 		"-j LOG", "-j LOG --log-prefix 'a b' --log-level info", "-j LOG --log-level 9", "-j LOG --log-uid --log-tcp-sequence", "-j MARK --set-mark 3", "-j MARK --set-xmark 0x1/0xf", "-j MARK", "-j CONNMARK --save-mark", "-j TOS --set-tos 8", "-j DSCP --set-dscp 5", "-j TTL --ttl-set 5"},
 	{"-c 5 6", "-c 7,8", "-c 9", "--set-counters 1 2"},
@@ -39,13 +45,16 @@ var pieces = [][]string{
 
 func randomLine(r *rand.Rand, chains []string) string {
 	cmd := []string{"-A", "-A", "-A", "-I", "-D", "-C"}[r.IntN(6)] + " " + chains[r.IntN(len(chains))]
+	if r.IntN(4) == 0 {
+		cmd = "-t " + []string{"nat", "mangle", "raw", "security"}[r.IntN(4)] + " " + cmd
+	}
 	words := []string{cmd}
 	for range 1 + r.IntN(4) {
 		g := pieces[r.IntN(len(pieces))]
 		words = append(words, g[r.IntN(len(g))])
 	}
 	if r.IntN(3) > 0 {
-		g := pieces[len(pieces)-3]
+		g := pieces[len(pieces)-3-r.IntN(4)/3]
 		words = append(words, g[r.IntN(len(g))])
 	}
 	if r.IntN(6) == 0 { // any order
@@ -101,9 +110,9 @@ func randomCommands(t *testing.T, prog string) {
 		both("iptables -t nat -N user")
 		both("iptables -t raw -N user")
 		for i := range *randomRules {
-			both(randomLine(r, []string{"INPUT", "FORWARD", "OUTPUT", "user"}))
+			both(randomLine(r, []string{"INPUT", "FORWARD", "OUTPUT", "user", "PREROUTING", "POSTROUTING"}))
 			if i%10 == 9 {
-				for _, table := range []string{"filter", "mangle", "nat", "raw"} {
+				for _, table := range []string{"filter", "mangle", "nat", "raw", "security"} {
 					both("iptables -t " + table + " -S -v")
 					both("iptables -t " + table + " -L -nv")
 					both("iptables -t " + table + " -L --line-numbers")
