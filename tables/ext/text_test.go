@@ -257,6 +257,9 @@ func (s section) theirs(t *testing.T, input string) string {
 
 // TestTextIsTrue compares the files with the real iptables, so that they stay true.
 func TestTextIsTrue(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts iptables some thousand times")
+	}
 	if v, err := exec.Command("iptables", "--version").Output(); os.Getuid() != 0 || err != nil || strings.TrimSpace(string(v)) != "iptables v1.8.9 (nf_tables)" {
 		t.Skip("needs root and iptables 1.8.9")
 	}
