@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -514,7 +515,14 @@ func TestKilledRouterIsReplaced(t *testing.T) {
 	if _, err := os.Lstat(socket); err != nil {
 		t.Fatalf("a killed router leaves its socket, and there is none: %v", err)
 	}
+	stale := filepath.Join(p.dir, "sluice", "gone.sock")
+	if err := os.Symlink(filepath.Join(p.dir, "nowhere"), stale); err != nil {
+		t.Fatal(err)
+	}
 	again := p.start("run", "-c", cfg)
+	if _, err := os.Lstat(stale); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("what another router left behind is still there: %v", err)
+	}
 	again.Process.Signal(os.Interrupt)
 	if status := again.end(t); status != 0 {
 		t.Errorf("status %d\n%s", status, again.log)

@@ -170,12 +170,16 @@ func nameList(all []Running) string {
 	return strings.Join(names, ", ")
 }
 
-// SocketPath is where a router named name listens in the runtime directory.
+// SocketPath is where a router named name listens in the runtime directory,
+// which it makes, and clears of what routers left behind.
 func SocketPath(name string) (string, error) {
 	if err := checkName(name); err != nil {
 		return "", err
 	}
 	dir, err := MakeRuntimeDir()
+	if err == nil {
+		_, err = listIn(dir) // for what it clears away
+	}
 	return filepath.Join(dir, name+".sock"), err
 }
 
