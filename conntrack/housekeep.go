@@ -61,10 +61,7 @@ func (e *Entry) closing(st Status) bool {
 	}
 	switch e.orig.Proto {
 	case packet.ProtoTCP:
-		switch e.stateNow() {
-		case uint8(TCPFinWait), uint8(TCPLastAck), uint8(TCPTimeWait), uint8(TCPClose), uint8(TCPCloseWait):
-			return true
-		}
+		return closingTCP(TCPState(e.stateNow()))
 	case packet.ProtoSCTP:
 		switch e.stateNow() {
 		case uint8(SCTPShutdownRecd), uint8(SCTPShutdownSent), uint8(SCTPShutdownAckSent):

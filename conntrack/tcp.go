@@ -331,10 +331,8 @@ func (t *Table) inWindow(e *Entry, dir Dir, s *segment) windowResult {
 		over := end - from.maxEnd + 1
 		if to.maxWin != 0 && inRecv && ackRecent && over <= to.maxWin && before(sk, to.end+1) {
 			// A sender that overdoes it a little: its data may be acknowledged all the same.
-			if !t.liberal(from) {
-				from.end = end
-				from.flags |= tcpUnacked
-			}
+			from.end = end
+			from.flags |= tcpUnacked
 			res = windowIgnore
 		}
 	case !before(sk, to.end+1): // acknowledges what was not sent
@@ -455,7 +453,12 @@ func (w *Worker) trackTCP(p *packet.Packet, e *Entry, idx uint32, hook uint8) re
 		if s.kind != segRst {
 			break
 		}
-		if peer := &c.dir[dir^1]; peer.flags&tcpMaxAckSet != 0 {
+		if closingTCP(old) {
+			checked = true // the tuple may be in use again: what was noted is of no worth
+			break
+		}
+		// After a SYN that was let through, maxAck may be the old connection's.
+		if peer := &c.dir[dir^1]; peer.flags&tcpMaxAckSet != 0 && c.lastIndex != segSyn {
 			established := old == TCPEstablished && status&Assured != 0
 			if s.seq == 0 && !established {
 				break // answers a SYN that was let through
@@ -470,8 +473,10 @@ func (w *Worker) trackTCP(p *packet.Packet, e *Entry, idx uint32, hook uint8) re
 			}
 			next = old // RFC 5961: not exact, so the receiver may challenge it
 		}
-		if (status&SeenReply != 0 && c.lastIndex == segSyn || status&Assured == 0 && c.lastIndex == segAck) && s.ack == c.lastEnd {
+		if Dir(c.lastDir) != dir && s.ack == c.lastEnd && (status&SeenReply != 0 && c.lastIndex == segSyn || status&Assured == 0 && c.lastIndex == segAck) {
 			checked = true // answers something that was let through unseen
+		} else if old == TCPSynSent && c.lastIndex == segAck && Dir(c.lastDir) == Reply && s.seq == c.lastAck {
+			checked = true // answers a challenge ACK that was let through
 		}
 	}
 	if !checked {
@@ -527,6 +532,15 @@ func (w *Worker) trackTCP(p *packet.Packet, e *Entry, idx uint32, hook uint8) re
 	return resAccept
 }
 
+// closingTCP: the connection is on its way out.
+func closingTCP(s TCPState) bool {
+	switch s {
+	case TCPFinWait, TCPCloseWait, TCPLastAck, TCPTimeWait, TCPClose:
+		return true
+	}
+	return false
+}
+
 // ignoredTCP handles a segment that hints that the ends are in step with each
 // other and we are not. done: the claim is given back and the packet is through.
 func (w *Worker) ignoredTCP(e *Entry, dir Dir, s *segment, old, next *TCPState) (res result, done bool) {
@@ -540,7 +554,7 @@ func (w *Worker) ignoredTCP(e *Entry, dir Dir, s *segment, old, next *TCPState) 
 		d.scale = c.lastScale
 		c.lastFlags &^= tcpChallenge
 		d.flags = c.lastFlags
-		c.dir[dir] = tcpDir{}
+		c.dir[dir] = tcpDir{flags: c.dir[dir].flags & tcpLiberal}
 		return 0, false
 	}
 	c.lastIndex, c.lastDir = s.kind, uint8(dir)
@@ -554,7 +568,7 @@ func (w *Worker) ignoredTCP(e *Entry, dir Dir, s *segment, old, next *TCPState) 
 			c.lastFlags |= tcpChallenge
 		}
 	}
-	if s.kind == segAck && dir == Reply { // perhaps a challenge ACK
+	if *old == TCPSynSent && s.kind == segAck && dir == Reply { // perhaps a challenge ACK
 		c.lastAck = s.ack
 	}
 	e.unlock()
