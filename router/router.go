@@ -58,6 +58,7 @@ type Router struct {
 	workers   []*worker
 	busyPoll  time.Duration
 
+	closed    atomic.Bool
 	replaying atomic.Bool
 	replayed  atomic.Int64 // the clock of a replay, ns
 
@@ -125,9 +126,14 @@ func New(cfg *Config, opt Options) (*Router, error) {
 	if n == 0 {
 		n = runtime.NumCPU()
 	}
-	r.rings = netstack.NewLocalRings(n, 0, func(i int) { r.workers[i].kick() })
+	r.rings = netstack.NewLocalRings(n, 0, func(i int) {
+		if !r.closed.Load() { // the local stack's last words
+			r.workers[i].kick()
+		}
+	})
 	var err error
 	if r.local, err = netstack.NewLocal(r.localOptions(n)); err != nil {
+		r.Close()
 		return nil, err
 	}
 	r.knobs.ttl4.OnChange(func(int64) { r.setTTL() })
@@ -267,6 +273,9 @@ func (r *Router) Local() *netstack.Local { return r.local }
 func (r *Router) Close() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.closed.Load() {
+		return nil
+	}
 	var errs []error
 	if r.services != nil {
 		errs = append(errs, r.services.Close())
@@ -280,13 +289,10 @@ func (r *Router) Close() error {
 		}
 	}
 	r.links = nil
+	r.closed.Store(true)
 	for _, w := range r.workers {
 		w.close()
 	}
-	r.workers = nil
-	if r.logs != nil {
-		r.logs.close()
-		r.logs = nil
-	}
+	r.logs.close()
 	return errors.Join(errs...)
 }

@@ -53,6 +53,7 @@ offload = false
 			"--clear-groups", "--inh-caps=-all", "--bounding-set=-all", "--no-new-privs", p.bin}, args...)
 	}
 
+	keepTunMode(t)
 	out, err := root(t, p.bin, "setup", "-c", cfg, "--owner", fmt.Sprint(nobody))
 	out = strings.Replace(out, "/dev/net/tun: users may open it now (mode 0666)\n", "", 1)
 	if err != nil || out != "network namespace "+ns+": made\nlan0: set up\nlan1: set up\n" {
@@ -129,6 +130,7 @@ func TestNetAdminAlone(t *testing.T) {
 	}
 	t.Cleanup(func() { exec.Command("ip", "netns", "del", ns).Run() })
 	cfg := p.file("a.toml", "[[interface]]\nname = \"lan0\"\naddresses = [\"10.78.1.1/24\"]\n[interface.host]\naddresses = [\"10.78.1.2/24\"]\n")
+	keepTunMode(t)
 	if err := os.Chmod("/dev/net/tun", 0o666); err != nil { // as udev does
 		t.Skip(err)
 	}
@@ -146,4 +148,14 @@ func TestNetAdminAlone(t *testing.T) {
 	if out, _ := root(t, "ip", "-n", ns, "-br", "link"); strings.Contains(out, "lan0") {
 		t.Errorf("the device outlives its router:\n%s", out)
 	}
+}
+
+// keepTunMode puts the mode of /dev/net/tun back when the test ends.
+func keepTunMode(t *testing.T) {
+	t.Helper()
+	fi, err := os.Stat("/dev/net/tun")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.Chmod("/dev/net/tun", fi.Mode().Perm()) })
 }
