@@ -29,8 +29,6 @@ options:
 			break options
 		case optWord:
 			g.words++
-		case 'b':
-			x.fail("-b/--binary option is not implemented\n")
 		case 'c':
 			o.counters = true
 		case 'v':
@@ -41,7 +39,7 @@ options:
 			o.noflush = true
 		case 'T':
 			o.only = g.arg
-		case 'M':
+		case 'b', 'M':
 		case 'w', 'W':
 			if err := x.restoreLock(g, id); err != nil {
 				return x.report(err)

@@ -38,13 +38,11 @@ options:
 			break options
 		case optWord:
 			g.words++
-		case 'b':
-			x.fail("-b/--binary option is not implemented\n")
 		case 'c':
 			counters = true
 		case 't':
 			only = g.arg
-		case 'd', 'M':
+		case 'b', 'd', 'M':
 		case 'f':
 			x.fail("Failed to open file, error: Operation not permitted\n")
 			return tables.ExitOther
