@@ -91,10 +91,6 @@ func unreachable(fam string) uint8 {
 	return 3
 }
 
-func toPort(port uint16) func(*packet.Packet) bool {
-	return func(p *packet.Packet) bool { return p.Is(packet.HasPorts) && p.DstPort() == port }
-}
-
 func out(b *box, i *packet.Iface) func(*packet.Packet) bool {
 	return func(p *packet.Packet) bool { return p.Out == i }
 }

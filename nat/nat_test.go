@@ -355,7 +355,6 @@ func TestBadErrors(t *testing.T) {
 		t.Errorf("a redirect passes (%s)", b.dropped)
 	}
 	e = icmpError("10.0.2.2", 3, 3, 0, got, 100)
-	e = icmpError("10.0.2.2", 3, 3, 0, got, 100)
 	e[len(e)-1] ^= 0x55
 	b.sys.Lookup("net.netfilter.nf_conntrack_checksum").Store(0) // else conntrack sees it first
 	if b.pass(b.s, e) != nil || b.dropped != ReasonBadError {

@@ -31,7 +31,6 @@ type testHost struct {
 	rings *LocalRings
 	kick  chan struct{}
 	wire  *testWire
-	other []chan *packet.Packet
 	mtu   atomic.Int64
 }
 

@@ -224,8 +224,7 @@ func (s *Snapshot) input4(q *Query, r *Route) packet.Reason {
 		}
 		return ReasonMartianSource
 	}
-	var ok bool
-	ok = s.find(q, r)
+	ok := s.find(q, r)
 	switch {
 	case !ok:
 		if conf.V4(Forwarding) == 0 {

@@ -59,7 +59,6 @@ type what struct {
 	bits   conntrack.Events
 	use    int
 	now    time.Time
-	user   string // appended to an event that a user caused
 	labels *labelMap
 }
 
