@@ -10,8 +10,9 @@ type Helper struct {
 	Port    uint16         // its usual port
 	Classes []ExpectPolicy // limits by expectation class
 
-	help  func(c *helpCall) bool // false: drop
-	index uint8
+	help   func(c *helpCall) bool // false: drop; nil: it only has a name
+	index  uint8
+	family uint8 // 0: both
 }
 
 // ExpectPolicy bounds one class of a helper's expectations.
@@ -59,6 +60,17 @@ func builtinHelpers() *[]*Helper {
 	all := []*Helper{
 		{Name: "ftp", Proto: packet.ProtoTCP, Port: 21, Classes: []ExpectPolicy{{"", 1, 300}}, help: helpFTP},
 		{Name: "tftp", Proto: packet.ProtoUDP, Port: 69, Classes: []ExpectPolicy{{"", 1, 300}}, help: helpTFTP},
+	}
+	// Rules may name Linux's other helpers; connections carry the name, and
+	// nothing is expected of them.
+	for _, h := range []Helper{
+		{Name: "amanda", Proto: packet.ProtoUDP, Port: 10080}, {Name: "irc", Proto: packet.ProtoTCP, Port: 6667, family: packet.IPv4},
+		{Name: "netbios-ns", Proto: packet.ProtoUDP, Port: 137, family: packet.IPv4}, {Name: "pptp", Proto: packet.ProtoTCP, Port: 1723, family: packet.IPv4},
+		{Name: "Q.931", Proto: packet.ProtoTCP, Port: 1720}, {Name: "RAS", Proto: packet.ProtoUDP, Port: 1719},
+		{Name: "sane", Proto: packet.ProtoTCP, Port: 6566}, {Name: "sip", Proto: packet.ProtoUDP, Port: 5060}, {Name: "sip", Proto: packet.ProtoTCP, Port: 5060},
+		{Name: "snmp", Proto: packet.ProtoUDP, Port: 161, family: packet.IPv4},
+	} {
+		all = append(all, &h)
 	}
 	for i, h := range all {
 		h.index = uint8(i + 1)
@@ -111,14 +123,14 @@ func (w *Worker) setHelper(e *Entry, h *Helper) {
 // changeHelper is what ctnetlink does for conntrack -I and -U with --helper: an
 // existing connection may lose its helper or keep it, a new one may get one.
 func (t *Table) changeHelper(w *Worker, e *Entry, name string) bool {
-	h := t.Helper(name)
+	h := t.HelperFor(name, e.orig.Family, e.orig.Proto)
 	switch {
 	case name == "":
 		e.lock()
 		e.helper = 0
 		e.unlock()
 		return true
-	case h == nil || !h.fits(e.orig.Family, e.orig.Proto):
+	case h == nil:
 		return false
 	case e.helper == h.index:
 		return true
@@ -145,7 +157,7 @@ func (w *Worker) Help(p *packet.Packet) bool {
 		return true
 	}
 	if e.helper != 0 && p.CtInfo != packet.CtRelatedReply && p.CtInfo != packet.CtRelated {
-		if h := w.t.helperOf(e.helper); h != nil {
+		if h := w.t.helperOf(e.helper); h != nil && h.help != nil {
 			c := helpCall{w: w, p: p, e: e, idx: p.Ct, dir: PacketDir(p)}
 			if e.Status()&NATMask != 0 {
 				c.nat = w.t.nat()

@@ -173,7 +173,7 @@ var targetCT = &tables.Target{
 			return func(*tables.Context, *packet.Packet) tables.Result { return tables.Continue }, nil
 		}
 		if helper != "" {
-			if tm.Helper = env.CT.Helper(helper); tm.Helper == nil || tm.Helper.Proto != a.Proto {
+			if tm.Helper = env.CT.HelperFor(helper, a.Family, uint8(a.Proto)); tm.Helper == nil {
 				return nil, tables.Refuse(syscall.ENOENT, "there is no helper %q for this protocol", helper)
 			}
 		}
