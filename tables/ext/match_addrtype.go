@@ -14,6 +14,7 @@ var addrTypes = []string{"UNSPEC", "UNICAST", "LOCAL", "BROADCAST", "ANYCAST", "
 
 const (
 	addrTypeBroadcast = 3
+	addrTypeBlackhole = 6
 	addrTypeProhibit  = 8
 )
 
@@ -23,17 +24,31 @@ type addrTypeSet struct{}
 func (addrTypeSet) Args() int { return 1 }
 
 func (addrTypeSet) Parse(_ *tables.OptionContext, text []string, v *tables.Value) error {
-next:
-	for _, w := range strings.Split(text[0], ",") {
-		for i, name := range addrTypes {
-			if w != "" && strings.EqualFold(name, w) {
-				v.Lo |= 1 << i
-				continue next
-			}
+	for rest := text[0]; ; {
+		w, more, comma := strings.Cut(rest, ",")
+		bit, ok := addrTypeBit(w)
+		switch {
+		case !ok && comma:
+			return tables.Usagef("addrtype: bad type `%s'", rest)
+		case !ok:
+			return tables.Usagef("addrtype: bad type \"%s\"", rest)
 		}
-		return tables.Usagef("addrtype: bad type \"%s\"", text[0])
+		v.Lo |= bit
+		if !comma {
+			return nil
+		}
+		rest = more
 	}
-	return nil
+}
+
+// addrTypeBit finds the first type that begins with w.
+func addrTypeBit(w string) (uint64, bool) {
+	for i, name := range addrTypes {
+		if w != "" && len(w) <= len(name) && strings.EqualFold(name[:len(w)], w) {
+			return 1 << i, true
+		}
+	}
+	return 0, false
 }
 
 func (addrTypeSet) Format(v *tables.Value) string {
@@ -92,6 +107,9 @@ var matchAddrType = &tables.Match{
 		if types := a.Num("src-type") | a.Num("dst-type"); at.Family == packet.IPv6 {
 			if types >= 1<<addrTypeProhibit {
 				return errors.New("IPv6 has no PROHIBIT, THROW, NAT and XRESOLVE addresses")
+			}
+			if types>>addrTypeBlackhole&1 != 0 {
+				return errors.New("IPv6 has no BLACKHOLE addresses")
 			}
 			if types>>addrTypeBroadcast&1 != 0 {
 				return errors.New("IPv6 has no BROADCAST addresses")

@@ -22,7 +22,7 @@ func (pktTypeName) Args() int { return 1 }
 
 func (pktTypeName) Parse(_ *tables.OptionContext, text []string, v *tables.Value) error {
 	for _, t := range pktTypes {
-		if text[0] != "" && len(text[0]) <= len(t.name) && strings.EqualFold(t.name[:len(text[0])], text[0]) {
+		if strings.EqualFold(t.name, text[0]) {
 			v.Lo = uint64(t.value)
 			return nil
 		}
