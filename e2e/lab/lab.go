@@ -179,6 +179,9 @@ func (p *Proc) Output() string {
 	return p.out.String()
 }
 
+// Done is closed when it has ended.
+func (p *Proc) Done() <-chan struct{} { return p.done }
+
 // Wait waits for its end, at most d.
 func (p *Proc) Wait(d time.Duration) error {
 	p.l.T.Helper()
