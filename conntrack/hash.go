@@ -52,7 +52,7 @@ func spin() { runtime.Gosched() }
 
 // hashTuple mixes the five words of a tuple under the table's secret.
 func (t *Table) hashTuple(u *Tuple) uint64 {
-	w := (*[5]uint64)(unsafe.Pointer(u))
+	w := u.words()
 	s := &t.seed
 	a1, a0 := bits.Mul64(w[0]^s[0], w[1]^s[1])
 	b1, b0 := bits.Mul64(w[2]^s[2], w[3]^s[3])
@@ -104,7 +104,7 @@ func (t *Table) search(st *hashState, b *bucket, u *Tuple, h uint64, now int64) 
 				continue
 			}
 			e, d := t.at(uint32(w)), placeDir(w)
-			if *e.Tuple(d) == *u && Status(e.status.Load())&Dying == 0 && e.expiry.Load() > now {
+			if e.Tuple(d).equal(u) && Status(e.status.Load())&Dying == 0 && e.expiry.Load() > now {
 				return e, uint32(w), d
 			}
 		}
@@ -210,7 +210,7 @@ func (t *Table) find(st *hashState, b *bucket, u *Tuple, h uint64) (*Entry, uint
 		for i := range b.place {
 			w := b.place[i].Load()
 			if (w^h)&fingerprint == 0 && uint32(w) != 0 {
-				if e, d := t.at(uint32(w)), placeDir(w); *e.Tuple(d) == *u {
+				if e, d := t.at(uint32(w)), placeDir(w); e.Tuple(d).equal(u) {
 					return e, uint32(w), d
 				}
 			}

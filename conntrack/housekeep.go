@@ -22,7 +22,7 @@ func (t *Table) Housekeep(now int64) {
 		w := t.guest
 		w.Begin(now)
 		// Close to full, connections that are closing go too.
-		pressed := limit > 0 && t.count.Load() > limit-limit/20
+		pressed := limit > 0 && t.count.Load() >= limit*95/100
 		n := min(todo, 1024)
 		for range n {
 			t.sweep++

@@ -19,14 +19,17 @@ func icmpError(family, typ uint8) bool {
 // discovery and listener discovery are left alone. done: nothing more to do.
 func (w *Worker) trackError(p *packet.Packet, hook uint8, tmpl *Template) (done bool) {
 	b := p.Transport()
-	if len(b) < 8 || !w.checksumOK(p, hook) {
-		return w.badICMP()
+	if len(b) < 8 {
+		return w.badICMP(p, "short packet")
+	}
+	if !w.checksumOK(p, hook) {
+		return w.badICMP(p, "bad checksum")
 	}
 	typ := b[0]
 	var inner []byte
 	if p.Family == packet.IPv4 {
 		if typ > 18 {
-			return w.badICMP()
+			return w.badICMP(p, "invalid icmp type")
 		}
 		if !icmpError(p.Family, typ) {
 			return false
@@ -47,9 +50,10 @@ func (w *Worker) trackError(p *packet.Packet, hook uint8, tmpl *Template) (done 
 	return w.related(p, inner, tmpl)
 }
 
-func (w *Worker) badICMP() bool {
+func (w *Worker) badICMP(p *packet.Packet, why string) bool {
 	w.stat(statError)
-	w.stat(statInvalid)
+	w.why = why
+	w.logInvalid(p)
 	return true
 }
 
@@ -59,11 +63,11 @@ func (w *Worker) related(p *packet.Packet, inner []byte, tmpl *Template) bool {
 	zone, _ := tmpl.zones()
 	u, _, ok := t.InnerTuple(inner, p.Family, zone)
 	if !ok {
-		return w.badICMP()
+		return w.badICMP(p, "the quoted packet is not whole")
 	}
 	inv, ok := u.Invert()
 	if !ok {
-		return w.badICMP()
+		return w.badICMP(p, "the quoted packet is not whole")
 	}
 	e, idx, d := t.lookup(&inv, t.hashTuple(&inv), w.now)
 	if e == nil {
@@ -72,9 +76,12 @@ func (w *Worker) related(p *packet.Packet, inner []byte, tmpl *Template) bool {
 			e, idx, d = t.lookup(&inv, t.hashTuple(&inv), w.now)
 		}
 	}
+	if e == nil {
+		return w.badICMP(p, "no connection for the quoted packet")
+	}
 	// The error must go to whom the quoted packet came from, as that one was seen here.
-	if e == nil || e.Tuple(d).Dst != p.Dst() {
-		return w.badICMP()
+	if e.Tuple(d).Dst != p.Dst() {
+		return w.badICMP(p, "the quoted packet came from another host")
 	}
 	p.Ct = idx
 	if p.CtInfo = packet.CtRelated; d == Reply {
@@ -86,7 +93,7 @@ func (w *Worker) related(p *packet.Packet, inner []byte, tmpl *Template) bool {
 // trackRedirect: an ICMPv6 redirect quotes its packet in an option (RFC 4861 4.6.3).
 func (w *Worker) trackRedirect(p *packet.Packet, b []byte, tmpl *Template) bool {
 	if ip := p.Bytes(); ip[7] != 255 || b[1] != 0 || len(b) < 40 {
-		return w.badICMP()
+		return w.badICMP(p, "the quoted packet is not whole")
 	}
 	for o := b[40:]; len(o) >= 8; {
 		n := int(o[1]) * 8
@@ -98,5 +105,5 @@ func (w *Worker) trackRedirect(p *packet.Packet, b []byte, tmpl *Template) bool 
 		}
 		o = o[n:]
 	}
-	return w.badICMP()
+	return w.badICMP(p, "the quoted packet is not whole")
 }

@@ -66,18 +66,24 @@ func (w *Worker) trackUDP(p *packet.Packet, e *Entry, hook uint8) result {
 	t := w.t
 	b := p.Transport()
 	if len(b) < 8 {
-		return resInvalid
+		return w.invalid("short packet")
 	}
 	n, sum := int(be.Uint16(b[4:])), be.Uint16(b[6:])
-	if p.Proto == packet.ProtoUDPLite {
+	switch {
+	case p.Proto == packet.ProtoUDPLite:
 		if n == 0 {
 			n = len(b)
 		}
-		if n < 8 || n > len(b) || sum == 0 || !w.liteChecksumOK(p, b, n, hook) {
-			return resInvalid
+		if n < 8 || n > len(b) {
+			return w.invalid("invalid checksum coverage")
 		}
-	} else if n < 8 || n > len(b) && p.GSO.Type == packet.GSONone || sum != 0 && !w.checksumOK(p, hook) {
-		return resInvalid
+		if sum == 0 || !w.liteChecksumOK(p, b, n, hook) {
+			return w.invalid("bad checksum")
+		}
+	case n < 8 || n > len(b) && p.GSO.Type == packet.GSONone:
+		return w.invalid("truncated/malformed packet")
+	case sum != 0 && !w.checksumOK(p, hook):
+		return w.invalid("bad checksum")
 	}
 	dir := PacketDir(p)
 	st := e.Status()
@@ -122,7 +128,7 @@ func (w *Worker) trackICMP(p *packet.Packet, e *Entry) result {
 		def = t.sys.icmpv6
 	}
 	if e.Status()&Confirmed == 0 && !icmpQuery(p.Proto, uint8(e.orig.DstPort>>8)) {
-		return resInvalid
+		return w.invalid("no query")
 	}
 	w.refresh(p, e, PacketDir(p), t.timeout(e, 0, secondsOf(def)))
 	return resAccept
@@ -157,13 +163,12 @@ func (w *Worker) trackGRE(p *packet.Packet, e *Entry) result {
 
 // greKeys: only PPTP's version 1 carries a call id; other GRE is one connection
 // for each pair of addresses.
-func (t *Table) greKeys(u *Tuple, l4 []byte) bool {
-	if len(l4) < 4 || l4[1]&7 != 1 || len(l4) < 8 {
-		return true
+func greKeys(l4 []byte) (src, dst uint16, ok bool) {
+	if len(l4) < 8 || l4[1]&7 != 1 {
+		return 0, 0, true
 	}
 	if be.Uint16(l4[2:]) != 0x880b {
-		return false
+		return 0, 0, false
 	}
-	u.DstPort = be.Uint16(l4[6:])
-	return true
+	return 0, be.Uint16(l4[6:]), true
 }

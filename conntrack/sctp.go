@@ -154,15 +154,20 @@ func (w *Worker) trackSCTP(p *packet.Packet, e *Entry, hook uint8) result {
 	t := w.t
 	b := p.Transport()
 	var seen chunkSet
-	if len(b) < 12 || !w.checksumOK(p, hook) || !seen.scan(b[12:]) {
-		return resInvalid
+	switch {
+	case len(b) < 12:
+		return w.invalid("short packet")
+	case !w.checksumOK(p, hook):
+		return w.invalid("bad checksum")
+	case !seen.scan(b[12:]):
+		return w.invalid("malformed chunks")
 	}
 	vtag, chunks := be.Uint32(b[4:]), b[12:]
 	dir := PacketDir(p)
 	status := e.Status()
 	if status&Confirmed == 0 {
 		if seen.has(chunkAbort) || seen.has(chunkShutdownComplete) || seen.has(chunkCookieAck) || !newSCTP(e, vtag, chunks) {
-			return resInvalid
+			return w.invalid("no association begins with this")
 		}
 	}
 	e.lock()
@@ -171,7 +176,7 @@ func (w *Worker) trackSCTP(p *packet.Packet, e *Entry, hook uint8) result {
 		seen.has(chunkShutdownAck) || seen.has(chunkHeartbeat) || seen.has(chunkHeartbeatAck)
 	if !special && vtag != *c.vtag(dir) {
 		e.unlock()
-		return resInvalid
+		return w.invalid("wrong verification tag")
 	}
 	ignore, changed := false, false
 	state := SCTPState(c.state)
@@ -179,7 +184,7 @@ func (w *Worker) trackSCTP(p *packet.Packet, e *Entry, hook uint8) result {
 		next, verdict := c.sctpChunk(dir, vtag, chunks, state, &seen, &ignore, status&Confirmed != 0)
 		if verdict == chunkBad {
 			e.unlock()
-			return resInvalid
+			return w.invalid("chunk does not fit the state")
 		}
 		if verdict == chunkOK {
 			if next != state {

@@ -33,7 +33,9 @@ type slab [slabSize]Entry
 type Options struct {
 	Clock func() int64     // monotonic ns; default: since New
 	Wall  func() time.Time // default: time.Now
-	Log   func(msg string, p *packet.Packet)
+	// Log, if set, is told of invalid packets while net.netfilter.nf_conntrack_log_invalid
+	// is 255 or the packet's protocol. It runs on the packet's worker.
+	Log func(msg string, p *packet.Packet)
 }
 
 // Table is the flow table with all that belongs to it. Its methods may be

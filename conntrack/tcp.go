@@ -397,15 +397,22 @@ func (t *Table) liberal(d *tcpDir) bool {
 func (w *Worker) trackTCP(p *packet.Packet, e *Entry, idx uint32, hook uint8) result {
 	t := w.t
 	th := p.Transport()
-	if len(th) < 20 || th[12]>>4 < 5 || int(th[12]>>4)*4 > len(th) || !w.checksumOK(p, hook) || !tcpValid(th[13]) {
-		return resInvalid
+	switch {
+	case len(th) < 20:
+		return w.invalid("short packet")
+	case th[12]>>4 < 5 || int(th[12]>>4)*4 > len(th):
+		return w.invalid("truncated packet")
+	case !w.checksumOK(p, hook):
+		return w.invalid("bad checksum")
+	case !tcpValid(th[13]):
+		return w.invalid("invalid tcp flag combination")
 	}
 	s := parseSegment(th)
 	dir := PacketDir(p)
 	status := e.Status()
 	if status&Confirmed == 0 {
 		if !t.newTCP(e, &s) {
-			return resInvalid
+			return w.invalid("no connection begins with this")
 		}
 	}
 	e.lock()
@@ -435,7 +442,7 @@ func (w *Worker) trackTCP(p *packet.Packet, e *Entry, idx uint32, hook uint8) re
 		}
 	case tcpInvalid:
 		e.unlock()
-		return resInvalid
+		return w.invalid("packet does not fit the state")
 	case TCPTimeWait:
 		// RFC 5961: the ACK after a spurious SYN is no ACK of the last FIN.
 		if old == TCPLastAck && s.kind == segAck && Dir(c.lastDir) != dir && c.lastIndex == segSyn && c.lastFlags&tcpChallenge != 0 {
@@ -465,7 +472,7 @@ func (w *Worker) trackTCP(p *packet.Packet, e *Entry, idx uint32, hook uint8) re
 			}
 			if before(s.seq, peer.maxAck) && t.sys.ignoreRST.Load() == 0 {
 				e.unlock()
-				return resInvalid
+				return w.invalid("invalid rst")
 			}
 			if !established || s.seq == peer.maxAck ||
 				c.lastIndex == segAck && Dir(c.lastDir) == dir && s.seq == c.lastEnd {
@@ -487,7 +494,7 @@ func (w *Worker) trackTCP(p *packet.Packet, e *Entry, idx uint32, hook uint8) re
 		case windowInvalid:
 			w.invalidClose(e, dir, &s)
 			e.unlock()
-			return resInvalid
+			return w.invalid("out of window")
 		}
 	}
 	c.lastIndex, c.lastDir, c.state = s.kind, uint8(dir), uint8(next)

@@ -18,7 +18,7 @@ func (w *Worker) Track(p *packet.Packet, hook uint8) bool {
 	}
 	tmpl := w.template(p)
 	p.Ct, p.CtInfo = 0, packet.CtInvalid
-	if p.Flags&packet.LaterFragment != 0 || p.Proto == packet.ProtoNone && p.Family == packet.IPv6 {
+	if p.Flags&packet.LaterFragment != 0 || p.Family == packet.IPv6 && (p.Proto == packet.ProtoNone || p.Flags&packet.BadHeaders != 0 && packet.Extension(p.Proto)) {
 		w.stat(statInvalid)
 		return true
 	}
@@ -41,7 +41,7 @@ func (w *Worker) Track(p *packet.Packet, hook uint8) bool {
 		case resAccept:
 		case resInvalid:
 			w.forget(p, e, idx)
-			w.stat(statInvalid)
+			w.logInvalid(p)
 			return true
 		case resDrop:
 			p.Ct, p.CtInfo = 0, packet.CtInvalid
@@ -171,7 +171,7 @@ func (w *Worker) protocol(p *packet.Packet, e *Entry, idx uint32, hook uint8) re
 		if isICMP(p.Family, p.Proto) {
 			return w.trackICMP(p, e)
 		}
-		return resInvalid
+		return w.invalid("ICMP of the other family")
 	case packet.ProtoSCTP:
 		return w.trackSCTP(p, e, hook)
 	case packet.ProtoGRE:

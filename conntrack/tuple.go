@@ -3,11 +3,15 @@ package conntrack
 import (
 	"encoding/binary"
 	"net/netip"
+	"unsafe"
 
 	"sluice/packet"
 )
 
-var be = binary.BigEndian
+var (
+	be = binary.BigEndian
+	le = binary.LittleEndian
+)
 
 // ICMP query types and what answers them (RFC 792, 950); 0 is not a query but
 // echo reply, so the lists hold type+1.
@@ -70,54 +74,75 @@ func AddrBytes(a netip.Addr) (b [16]byte) {
 	return a.As16()
 }
 
-// ports fills the part of u that comes from the transport header at l4, of
-// which at least the first bytes must be there. GRE keys come from keymap.
-func (t *Table) ports(u *Tuple, l4 []byte) bool {
-	switch u.Proto {
+// ports reads the part of a tuple that comes from the transport header l4.
+func ports(family, proto uint8, l4 []byte) (src, dst uint16, ok bool) {
+	switch proto {
 	case packet.ProtoTCP, packet.ProtoUDP, packet.ProtoUDPLite, packet.ProtoSCTP:
 		if len(l4) < 4 {
-			return false
+			return 0, 0, false
 		}
-		u.SrcPort, u.DstPort = be.Uint16(l4), be.Uint16(l4[2:])
+		return be.Uint16(l4), be.Uint16(l4[2:]), true
 	case packet.ProtoICMP, packet.ProtoICMPv6:
-		if u.Family == packet.IPv4 != (u.Proto == packet.ProtoICMP) {
-			return true
+		if !isICMP(family, proto) {
+			return 0, 0, true
 		}
 		if len(l4) < 8 {
-			return false
+			return 0, 0, false
 		}
-		if _, ok := inverseICMP(u.Proto, l4[0]); !ok {
-			u.DstPort = be.Uint16(l4)
-			return true
+		if _, ok := inverseICMP(proto, l4[0]); !ok {
+			return 0, be.Uint16(l4), true
 		}
-		u.SrcPort, u.DstPort = be.Uint16(l4[4:]), be.Uint16(l4)
+		return be.Uint16(l4[4:]), be.Uint16(l4), true
 	case packet.ProtoGRE:
-		return t.greKeys(u, l4)
+		return greKeys(l4)
 	}
-	return true
+	return 0, 0, true
+}
+
+// littleEndian: a tuple's words can be put together in registers.
+var littleEndian = func() bool { x := uint16(1); return *(*byte)(unsafe.Pointer(&x)) == 1 }()
+
+// words is the tuple as the hash and the comparison read it. Stores and loads
+// of the same width forward to each other; bytes stored and words loaded stall.
+func (u *Tuple) words() *[5]uint64 { return (*[5]uint64)(unsafe.Pointer(u)) }
+
+// equal is ==, without the call.
+func (u *Tuple) equal(v *Tuple) bool {
+	a, b := u.words(), v.words()
+	return (a[0]^b[0])|(a[1]^b[1])|(a[2]^b[2])|(a[3]^b[3])|(a[4]^b[4]) == 0
 }
 
 // tuple reads p's tuple in zone.
 func (t *Table) tuple(u *Tuple, p *packet.Packet, zone uint16) bool {
 	b := p.Bytes()
-	u.Zone, u.Proto, u.Family = zone, p.Proto, p.Family
-	if p.Family == packet.IPv4 {
-		if len(b) < 20 {
-			return false
-		}
-		copy(u.Src[:4], b[12:16])
-		copy(u.Dst[:4], b[16:20])
-	} else {
-		if len(b) < 40 {
-			return false
-		}
-		copy(u.Src[:], b[8:24])
-		copy(u.Dst[:], b[24:40])
-	}
 	if int(p.L4) > len(b) {
 		return false
 	}
-	return t.ports(u, b[p.L4:])
+	src, dst, ok := ports(p.Family, p.Proto, b[p.L4:])
+	if !ok || len(b) < 20 || p.Family != packet.IPv4 && len(b) < 40 {
+		return false
+	}
+	if !littleEndian {
+		*u = Tuple{SrcPort: src, DstPort: dst, Zone: zone, Proto: p.Proto, Family: p.Family}
+		if p.Family == packet.IPv4 {
+			copy(u.Src[:4], b[12:16])
+			copy(u.Dst[:4], b[16:20])
+		} else {
+			copy(u.Src[:], b[8:24])
+			copy(u.Dst[:], b[24:40])
+		}
+		return true
+	}
+	w := u.words()
+	if p.Family == packet.IPv4 {
+		w[0], w[1] = uint64(le.Uint32(b[12:])), 0
+		w[2], w[3] = uint64(le.Uint32(b[16:])), 0
+	} else {
+		w[0], w[1] = le.Uint64(b[8:]), le.Uint64(b[16:])
+		w[2], w[3] = le.Uint64(b[24:]), le.Uint64(b[32:])
+	}
+	w[4] = uint64(src) | uint64(dst)<<16 | uint64(zone)<<32 | uint64(p.Proto)<<48 | uint64(p.Family)<<56
+	return true
 }
 
 // InnerTuple reads the tuple of a packet quoted in an ICMP error (from its
@@ -147,7 +172,8 @@ func (t *Table) InnerTuple(b []byte, family uint8, zone uint16) (u Tuple, l4 int
 			return u, 0, false
 		}
 	}
-	return u, l4, t.ports(&u, b[l4:])
+	u.SrcPort, u.DstPort, ok = ports(family, u.Proto, b[l4:])
+	return u, l4, ok
 }
 
 // skipExt walks IPv6 extension headers from off; off < 0: truncated or none.

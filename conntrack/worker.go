@@ -21,6 +21,7 @@ type Worker struct {
 	free   []uint32
 	limbo  []limbo // unlinked entries that others may still look at; oldest first
 	stats  [numStats]atomic.Uint64
+	why    string   // what was wrong with the last invalid packet
 	user   bool     // a user's request is being carried out
 	marked Template // a template whose zone is a packet's mark
 	_      [64]byte
@@ -182,4 +183,25 @@ func PacketDir(p *packet.Packet) Dir {
 		return Reply
 	}
 	return Original
+}
+
+// invalid notes why a packet is invalid; for code that returns its result.
+func (w *Worker) invalid(why string) result {
+	w.why = why
+	return resInvalid
+}
+
+// logInvalid counts an invalid packet and, if that is wanted, logs it.
+func (w *Worker) logInvalid(p *packet.Packet) {
+	w.stat(statInvalid)
+	if v := w.t.sys.logInvalid.Load(); v != 0 && (v == 255 || v == int64(p.Proto)) && w.t.opt.Log != nil {
+		w.t.opt.Log(w.why, p)
+	}
+	w.why = ""
+}
+
+// Find is the connection that has u as one of its tuples, in direction d; nil
+// if there is none. Call it between Begin and End.
+func (w *Worker) Find(u *Tuple) (e *Entry, idx uint32, d Dir) {
+	return w.t.lookup(u, w.t.hashTuple(u), w.now)
 }
