@@ -72,20 +72,23 @@ func (l *Lab) NS(name string) *NS {
 	l.T.Helper()
 	ns := &NS{l, l.prefix + name}
 	l.sh("ip", "netns", "add", ns.Name)
-	l.T.Cleanup(func() {
-		// What went into the background by itself is in nobody's process group.
-		if out, err := exec.Command("ip", "netns", "pids", ns.Name).Output(); err == nil {
-			for _, word := range strings.Fields(string(out)) {
-				if pid, err := strconv.Atoi(word); err == nil && pid != os.Getpid() {
-					syscall.Kill(pid, syscall.SIGKILL)
-				}
-			}
-		}
-		exec.Command("ip", "netns", "del", ns.Name).Run()
-	})
+	l.T.Cleanup(ns.Remove)
 	ns.Must("ip", "link", "set", "lo", "up")
 	ns.Must("sysctl", "-qw", "net.ipv6.conf.all.accept_dad=0", "net.ipv6.conf.default.accept_dad=0", "net.ipv4.ping_group_range=0 2147483647")
 	return ns
+}
+
+// Remove ends what runs inside and removes the namespace.
+func (ns *NS) Remove() {
+	// What went into the background by itself is in nobody's process group.
+	if out, err := exec.Command("ip", "netns", "pids", ns.Name).Output(); err == nil {
+		for _, word := range strings.Fields(string(out)) {
+			if pid, err := strconv.Atoi(word); err == nil && pid != os.Getpid() {
+				syscall.Kill(pid, syscall.SIGKILL)
+			}
+		}
+	}
+	exec.Command("ip", "netns", "del", ns.Name).Run()
 }
 
 // Expand replaces {ns:NAME} by the namespaces' full names and {dir} by the lab's folder.
