@@ -174,7 +174,8 @@ const (
 	destOpts  uint8 = 60
 )
 
-func extension(h uint8) bool {
+// Extension says whether h is an IPv6 extension header that is walked over.
+func Extension(h uint8) bool {
 	switch h {
 	case hopByHop, routingH, fragmentH, destOpts, ProtoAH:
 		return true
@@ -187,7 +188,7 @@ func extension(h uint8) bool {
 func (p *Packet) view6(b []byte) {
 	next, at := b[6], 40
 	f := p.Flags
-	for extension(next) {
+	for Extension(next) {
 		if len(b) < at+8 && (len(b) < at+2 || next == fragmentH) {
 			if next == fragmentH {
 				f |= Fragment // not even a whole fragment header; reassembly drops it
@@ -209,7 +210,7 @@ func (p *Packet) view6(b []byte) {
 			at += 8
 			if p.FragOff != 0 {
 				f |= LaterFragment
-				if extension(next) {
+				if Extension(next) {
 					f |= BadHeaders
 				}
 				p.Proto, p.L4, p.Flags = next, uint16(at), f

@@ -10,6 +10,11 @@ import (
 // icmpError answers p with an ICMP or ICMPv6 error (icmp_send, icmp6_send): not
 // about broadcasts, later fragments or other errors, and within Linux's rate limits.
 func (w *worker) icmpError(p *packet.Packet, typ, code uint8, rest uint32) {
+	if p.Flags&(packet.Local|packet.HasOwner) == packet.Local && (p.Proto == packet.ProtoICMP || p.Proto == packet.ProtoICMPv6) {
+		// Linux makes its own ICMP messages one at a time: none about one that
+		// is just being sent (icmp_xmit_lock).
+		return
+	}
 	dst := w.fib.AddrType(p.Family, p.Dst(), nil)
 	if dst == netstack.RouteBroadcast || dst == netstack.RouteMulticast && !(p.Family == packet.IPv6 && typ == 2) {
 		return

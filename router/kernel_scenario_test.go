@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -205,15 +206,7 @@ func (s *scenario) config() (*Config, error) {
 			return nil, err
 		}
 	}
-	bare := false
-	for _, l := range s.net {
-		bare = bare || l == "bare"
-	}
-	lines := s.net
-	if !bare {
-		lines = append([]string{"route default via 10.2.0.2 dev tun1", "route default via fd02::2 dev tun1"}, s.net...)
-	}
-	for _, l := range lines {
+	for _, l := range s.network() {
 		if err := s.configure(c, l); err != nil {
 			return nil, fmt.Errorf("%s: %q: %w", s.name, l, err)
 		}
@@ -222,6 +215,25 @@ func (s *scenario) config() (*Config, error) {
 		r.Restore = []RestoreFile{{Path: s.name, Text: []byte(restore(s.rules[f]))}}
 	}
 	return c, nil
+}
+
+// network is -- net -- with the default routes.
+func (s *scenario) network() []string {
+	if slices.Contains(s.net, "bare") {
+		return s.net
+	}
+	return append([]string{"route default via 10.2.0.2 dev tun1", "route default via fd02::2 dev tun1"}, s.net...)
+}
+
+// routing is the part of it that `ip` reads.
+func (s *scenario) routing() (out []string) {
+	for _, l := range s.network() {
+		switch w, rest, _ := strings.Cut(l, " "); w {
+		case "route", "rule":
+			out = append(out, w+" add "+rest)
+		}
+	}
+	return out
 }
 
 // base is how both sides differ from the kernel's defaults: so that nothing

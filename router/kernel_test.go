@@ -219,11 +219,11 @@ func setID(p *packet.Packet) {
 		s := ^packet.Sum(b[:int(b[0]&15)*4])
 		b[10], b[11] = byte(s>>8), byte(s)
 	} else if p.Is(packet.Fragment) {
-		for i := 40; i+8 <= len(b); i += 8 { // ours puts no other header before it
-			if b[6] == 44 {
-				clear(b[i+4 : i+8])
+		for at, next := 40, b[6]; at+8 <= len(b); next, at = b[at], at+int(b[at+1])*8+8 {
+			if next == 44 {
+				clear(b[at+4 : at+8])
+				break
 			}
-			break
 		}
 	}
 }

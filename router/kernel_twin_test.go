@@ -40,6 +40,16 @@ type kernelSide struct {
 	sockets []int
 }
 
+// nftables brings conntrack and defragmentation in, so that no iptables rule
+// has to, and holds the listener reports back that the kernel sends unasked.
+const nftables = `table inet twin {
+	chain in { type filter hook input priority 500; ct state new
+	}
+	chain out { type filter hook output priority -500; ip6 daddr ff00::/8 drop
+	}
+}
+`
+
 // newKernelSide makes a kernel that is configured as r is. Conntrack is asked
 // for by an nft table, so that no iptables rule has to be there for it.
 func newKernelSide(t testing.TB, s *scenario, r *Router) *kernelSide {
@@ -51,21 +61,19 @@ func newKernelSide(t testing.TB, s *scenario, r *Router) *kernelSide {
 	}
 	x := &kernelSide{t: t, k: packettest.NewKernel(t)}
 	x.k.AddTUN()
-	x.pipe("nft -f -", "table inet t { chain c { type filter hook input priority 500; ct state new; } }\n")
-	var ip strings.Builder
-	bare := false
-	for _, l := range s.net {
-		bare = bare || l == "bare"
-		if family, rest, ok := ipBatch(l); ok {
-			fmt.Fprintf(&ip, "%s %s\n", family, rest)
-		}
-	}
-	head := ""
-	if !bare {
-		head = "route add default via 10.2.0.2 dev tun1\n-6 route add default via fd02::2 dev tun1\n"
-	}
+	x.pipe("nft -f -", nftables)
+	lines := append(x.addresses(r), s.routing()...)
 	x.sysctls(r)
-	x.pipe("ip -batch -", x.addresses(r)+head+ip.String())
+	var ip [2]string // `ip -batch` has one family
+	for _, l := range lines {
+		f := 0
+		if strings.Contains(l, ":") {
+			f = 1
+		}
+		ip[f] += l + "\n"
+	}
+	x.pipe("ip -4 -batch -", ip[0])
+	x.pipe("ip -6 -batch -", ip[1])
 	for _, l := range s.net {
 		if spec, ok := strings.CutPrefix(l, "listen "); ok {
 			network, addr, _ := strings.Cut(spec, "://")
@@ -79,41 +87,24 @@ func newKernelSide(t testing.TB, s *scenario, r *Router) *kernelSide {
 	return x
 }
 
-// ipBatch turns a line of -- net -- into one of `ip -batch`.
-func ipBatch(l string) (family, rest string, ok bool) {
-	family = "-4"
-	if strings.Contains(l, ":") {
-		family = "-6"
-	}
-	switch w, rest, _ := strings.Cut(l, " "); w {
-	case "route", "rule":
-		if w == "route" {
-			return family, "route add " + rest, true
-		}
-		return family, "rule add " + rest, true
-	}
-	return "", "", false
-}
-
 // addresses gives the kernel what r has beyond the first ones: MTUs, more
 // addresses, and the link-local ones that r made.
-func (x *kernelSide) addresses(r *Router) string {
-	var b strings.Builder
+func (x *kernelSide) addresses(r *Router) (out []string) {
 	for _, c := range r.cfg.Interfaces {
-		fmt.Fprintf(&b, "link set %s mtu %d\n", c.Name, c.MTU)
+		out = append(out, fmt.Sprintf("link set %s mtu %d", c.Name, c.MTU))
 		for _, a := range c.Addresses[2:] {
-			fmt.Fprintf(&b, "addr add %s dev %s%s\n", a, c.Name, nodad(a))
+			out = append(out, fmt.Sprintf("addr add %s dev %s%s", a, c.Name, nodad(a)))
 		}
 	}
 	fib := r.fib.Load()
 	for _, i := range fib.Ifaces() {
 		for _, a := range fib.Addrs(i.Index) {
 			if a.Auto && i != r.lo {
-				fmt.Fprintf(&b, "addr add %s dev %s nodad\n", a.Prefix, i.Name)
+				out = append(out, fmt.Sprintf("addr add %s dev %s nodad", a.Prefix, i.Name))
 			}
 		}
 	}
-	return b.String()
+	return out
 }
 
 func nodad(p netip.Prefix) string {

@@ -168,7 +168,7 @@ func (f *frame) network6(t []byte) []byte {
 			e = make([]byte, 24)
 			e[1] = 4
 		case "route":
-			e[2] = 3 // a type nobody knows, no segments left
+			e[2] = 253 // a type nobody knows, no segments left
 		default:
 			e[2], e[3] = 1, 4 // PadN
 		}
