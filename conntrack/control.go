@@ -153,8 +153,6 @@ type Change struct {
 	SetLabels bool
 	Labels    [16]byte
 	LabelMask [16]byte
-	SetHelper bool
-	Helper    string
 }
 
 // Errors of Update and Create.
@@ -179,9 +177,7 @@ func (t *Table) Update(match func(*Snapshot) bool, c func(*Snapshot) Change, don
 			return true
 		}
 		ch := c(&s)
-		if !t.change(w, e, &ch) {
-			return true
-		}
+		t.change(w, e, &ch)
 		e.Event(allUpdates)
 		w.deliver(e, idx)
 		n++
@@ -194,12 +190,7 @@ func (t *Table) Update(match func(*Snapshot) bool, c func(*Snapshot) Change, don
 	return n
 }
 
-func (t *Table) change(w *Worker, e *Entry, c *Change) bool {
-	if c.SetHelper {
-		if !t.changeHelper(w, e, c.Helper) {
-			return false
-		}
-	}
+func (t *Table) change(w *Worker, e *Entry, c *Change) {
 	if c.SetTime {
 		e.expiry.Store(w.now + int64(c.Timeout)*second)
 	}
@@ -218,7 +209,6 @@ func (t *Table) change(w *Worker, e *Entry, c *Change) bool {
 	if c.SetMark {
 		e.SetMark(c.Mark)
 	}
-	return true
 }
 
 // Create enters a connection as conntrack -I does: Orig, Reply, Timeout,
@@ -245,9 +235,13 @@ func (t *Table) create(w *Worker, s *Snapshot) error {
 		return ErrFull
 	}
 	w.init(e, &s.Orig, &s.Reply)
-	if s.Helper != "" && !t.changeHelper(w, e, s.Helper) {
-		w.drop(e, idx)
-		return ErrHelper
+	if s.Helper != "" {
+		h := t.HelperFor(s.Helper, s.Orig.Family, s.Orig.Proto)
+		if h == nil {
+			w.drop(e, idx)
+			return ErrHelper
+		}
+		w.setHelper(e, h)
 	}
 	const allowed = Expected | SeenReply | Assured | NATMask | NATDoneMask | FixedTimeout
 	e.SetStatus(s.Status & allowed)

@@ -48,12 +48,11 @@ type Entry struct {
 
 var _ = [1]byte{}[unsafe.Sizeof(Entry{})-256]
 
-// Entry flags, written only before an entry is shared, or under its claim.
+// Entry flags, written only before an entry is shared.
 const (
-	entryLinked    uint8 = 1 << iota // in the hash table
-	entryNoOrig                      // only its reply tuple is in the table (clash)
-	entryHasExpect                   // has been a master
-	entryAcct                        // counts packets and bytes
+	entryNoOrig   uint8 = 1 << iota // only its reply tuple is in the table (clash)
+	entryAcct                       // counts packets and bytes
+	entryNoEvents                   // made while nf_conntrack_events was 0
 )
 
 // lock claims the entry: a few instructions, no calls that block.
@@ -128,7 +127,7 @@ func (e *Entry) Counters(d Dir) (packets, bytes uint64) {
 }
 
 // TCPState is the state of a TCP connection, with the kernel's numbers.
-func (e *Entry) TCPState() TCPState { return TCPState(e.tcp.state) }
+func (e *Entry) TCPState() TCPState { return TCPState(e.stateNow()) }
 
 // Timeout is the time left in ns at now (the table's clock); never negative.
 func (e *Entry) Timeout(now int64) int64 {

@@ -144,9 +144,7 @@ func (t *Table) addExpect(w *Worker, e *Entry, idx uint32, ext *extension, h *He
 	xs.next++
 	x.seq = xs.next
 	x.ID = t.publicID(x.seq, ^uint32(0))
-	e.lock()
-	e.flags |= entryHasExpect
-	e.unlock()
+	ext.announced.Store(true)
 	ext.expecting[x.Class]++
 	k := keyOf(&x.Tuple)
 	xs.list[k] = append([]*Expectation{x}, xs.list[k]...)

@@ -14,8 +14,9 @@ type extension struct {
 	seq         [2]SeqAdj
 	masterTuple Tuple
 	hasMaster   bool
-	nlCount     [2]uint8 // ftp: how many of nl are set
-	expecting   [4]uint8 // expectations by class
+	announced   atomic.Bool // has been a master
+	nlCount     [2]uint8    // ftp: how many of nl are set
+	expecting   [4]uint8    // expectations by class
 	nl          [2][2]uint32
 	next        uint32 // on the free stack
 }
@@ -58,6 +59,7 @@ func (x *extSlabs) alloc() uint32 {
 			for l := range e.labels {
 				e.labels[l].Store(0)
 			}
+			e.announced.Store(false)
 			e.start, e.stop, e.seq = 0, 0, [2]SeqAdj{}
 			e.masterTuple, e.hasMaster, e.nlCount, e.expecting, e.nl = Tuple{}, false, [2]uint8{}, [4]uint8{}, [2][2]uint32{}
 			return i

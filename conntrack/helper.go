@@ -112,33 +112,14 @@ func (t *Table) HelperOf(e *Entry) *Helper { return t.helperOf(e.helper) }
 // not expected. This is what -m helper looks at.
 func (t *Table) MasterHelper(e *Entry) *Helper { return t.helperOf(e.mhelper) }
 
-func (h *Helper) fits(family, proto uint8) bool { return proto == h.Proto }
+func (h *Helper) fits(family, proto uint8) bool {
+	return proto == h.Proto && (h.family == 0 || h.family == family)
+}
 
 func (w *Worker) setHelper(e *Entry, h *Helper) {
 	if w.t.ensureExt(e) != nil {
 		e.helper = h.index
 	}
-}
-
-// changeHelper is what ctnetlink does for conntrack -I and -U with --helper: an
-// existing connection may lose its helper or keep it, a new one may get one.
-func (t *Table) changeHelper(w *Worker, e *Entry, name string) bool {
-	h := t.HelperFor(name, e.orig.Family, e.orig.Proto)
-	switch {
-	case name == "":
-		e.lock()
-		e.helper = 0
-		e.unlock()
-		return true
-	case h == nil:
-		return false
-	case e.helper == h.index:
-		return true
-	case e.Status()&Confirmed != 0:
-		return false
-	}
-	w.setHelper(e, h)
-	return true
 }
 
 func (t *Table) nat() NATHelper {

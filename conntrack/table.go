@@ -176,7 +176,6 @@ func (t *Table) insert(w *Worker, e *Entry, idx uint32) (insertResult, *Entry, u
 		if p1 != nil {
 			p1.Store(place(h1, Original, idx)) // may be the same chain: take the place before looking for the next
 			if p2 := st.free(b2, st.keep()); p2 != nil {
-				e.flags |= entryLinked
 				e.SetStatus(Confirmed)
 				p2.Store(place(h2, Reply, idx))
 				unlockPair(b1, b2)

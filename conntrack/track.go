@@ -158,6 +158,9 @@ func (w *Worker) init(e *Entry, orig, reply *Tuple) {
 	if t.sys.acct.Load() != 0 {
 		e.flags |= entryAcct
 	}
+	if t.sys.events.Load() == 0 {
+		e.flags |= entryNoEvents
+	}
 	t.count.Add(1)
 }
 
@@ -297,7 +300,7 @@ func (w *Worker) insertReplyOnly(e *Entry, idx uint32) bool {
 	if pl == nil {
 		return false
 	}
-	e.flags |= entryLinked | entryNoOrig
+	e.flags |= entryNoOrig
 	e.expiry.Store(w.now + second)
 	e.SetStatus(Confirmed | FixedTimeout | NATClash)
 	pl.Store(place(h, Reply, idx))
@@ -363,7 +366,7 @@ func (w *Worker) destroyed(e *Entry, idx uint32) {
 // bury gives back what belongs to e; shared: others may hold its index still.
 func (w *Worker) bury(e *Entry, idx uint32) (shared bool) {
 	t := w.t
-	if e.flags&entryHasExpect != 0 {
+	if x := t.extOf(e); x != nil && x.announced.Load() {
 		t.unexpectAll(w, idx, e.gen.Load())
 		shared = true
 	}
