@@ -95,11 +95,11 @@ func TestTUNUnprivileged(t *testing.T) {
 	}
 }
 
-// TestAsNobody is TestTUNUnprivileged's other process.
+// TestAsNobody is what TestTUNUnprivileged runs as uid 65534; by itself it does nothing.
 func TestAsNobody(t *testing.T) {
 	what := os.Getenv("SLUICE_TEST_NOBODY")
 	if what == "" {
-		t.Skip("run by TestTUNUnprivileged as uid 65534")
+		return
 	}
 	if os.Getuid() != 65534 {
 		t.Fatalf("uid %d", os.Getuid())

@@ -88,7 +88,7 @@ func newWorker(r *Router, id int) (*worker, error) {
 		w.stages[h] = bind(w, h)
 	}
 	for f := range w.ctx {
-		w.ctx[f] = tables.Context{Worker: id, CT: w.ct, NAT: r.nat, Env: r.envs[f], Output: w.queueOutput, Alloc: w.alloc, ICMPError: w.icmpError, Log: w.logPacket}
+		w.ctx[f] = tables.Context{Worker: id, CT: w.ct, NAT: r.nat, Env: r.envs[f], Output: w.queueOutput, Alloc: w.alloc, Free: w.free, ICMPError: w.icmpError, Log: w.logPacket}
 	}
 	for range batchSize {
 		w.batch = append(w.batch, packet.New())

@@ -115,9 +115,15 @@ func TestLogNoAlloc(t *testing.T) {
 
 // TestLogLinesAreTrue holds the file against the kernel.
 func TestLogLinesAreTrue(t *testing.T) {
-	if on, err := os.ReadFile("/proc/sys/net/netfilter/nf_log_all_netns"); err != nil || strings.TrimSpace(string(on)) != "1" {
-		t.Skip("needs net.netfilter.nf_log_all_netns=1")
+	const knob = "/proc/sys/net/netfilter/nf_log_all_netns"
+	was, err := os.ReadFile(knob)
+	if err == nil {
+		err = os.WriteFile(knob, []byte("1"), 0)
 	}
+	if err != nil {
+		t.Skip("needs root, and ", err)
+	}
+	t.Cleanup(func() { os.WriteFile(knob, was, 0) })
 	kmsg, err := unix.Open("/dev/kmsg", unix.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		t.Skip("no kernel log: ", err)
