@@ -78,6 +78,13 @@ func (l *Lab) NS(name string) *NS {
 	return ns
 }
 
+// Sibling is a namespace that something else will make; it is removed when the test ends.
+func (ns *NS) Sibling(name string) *NS {
+	other := &NS{ns.l, ns.l.prefix + name}
+	ns.l.T.Cleanup(other.Remove)
+	return other
+}
+
 // Remove ends what runs inside and removes the namespace.
 func (ns *NS) Remove() {
 	// What went into the background by itself is in nobody's process group.
