@@ -127,23 +127,31 @@ func (c *chunkSet) scan(b []byte) bool {
 	return count > 0
 }
 
-// newSCTP starts an association from the first chunk of its first packet.
-func newSCTP(e *Entry, vtag uint32, chunks []byte) bool {
+// newSCTP starts an association; each chunk of its first packet must be one
+// that can.
+func newSCTP(e *Entry, vtag uint32, b []byte) bool {
 	e.tcp = tcpState{}
-	typ := chunks[0]
-	if to := sctpState(Original, typ, SCTPNone); to == SCTPNone || to == sctpInvalid {
-		return false
-	}
-	switch typ {
-	case chunkInit:
-		if vtag != 0 || len(chunks) < 8 {
+	for len(b) >= 4 {
+		typ := b[0]
+		if to := sctpState(Original, typ, SCTPNone); to == SCTPNone || to == sctpInvalid {
 			return false
 		}
-		*e.tcp.vtag(Reply) = be.Uint32(chunks[4:])
-	case chunkHeartbeat:
-		*e.tcp.vtag(Original) = vtag
-	default: // out of the blue: the answer will carry the same tag (RFC 9260 8.4)
-		*e.tcp.vtag(Reply) = vtag
+		switch typ {
+		case chunkInit:
+			if vtag != 0 || len(b) < 8 {
+				return false
+			}
+			*e.tcp.vtag(Reply) = be.Uint32(b[4:])
+		case chunkHeartbeat:
+			*e.tcp.vtag(Original) = vtag
+		case chunkShutdownAck: // out of the blue: the answer carries the same tag (RFC 9260 8.4)
+			*e.tcp.vtag(Reply) = vtag
+		}
+		size := (int(be.Uint16(b[2:])) + 3) &^ 3
+		if size >= len(b) {
+			break
+		}
+		b = b[size:]
 	}
 	return true
 }
@@ -237,6 +245,8 @@ func (c *tcpState) sctpChunk(dir Dir, vtag uint32, b []byte, state SCTPState, se
 		if vtag != *mine {
 			return 0, chunkBad
 		}
+	case chunkCookieAck: // both sides agree: no INIT is open
+		*c.sctpInit(dir), *c.sctpInit(dir ^ 1) = 0, 0
 	case chunkHeartbeat:
 		switch {
 		case *mine == 0:
