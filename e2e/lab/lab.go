@@ -61,6 +61,12 @@ func (l *Lab) Need(programs ...string) {
 	}
 }
 
+// Has reports whether a program is there.
+func (l *Lab) Has(program string) bool {
+	_, err := exec.LookPath(program)
+	return err == nil
+}
+
 // NS is a network namespace.
 type NS struct {
 	l    *Lab
@@ -339,6 +345,11 @@ func (ns *NS) ListenPacket(addr string) net.PacketConn {
 
 // Dial connects from inside, within five seconds.
 func (ns *NS) Dial(network, addr string) (c net.Conn, err error) {
-	ns.Do(func() { c, err = net.DialTimeout(network, addr, 5*time.Second) })
+	return ns.DialTimeout(network, addr, 5*time.Second)
+}
+
+// DialTimeout is Dial with a limit of one's own.
+func (ns *NS) DialTimeout(network, addr string, d time.Duration) (c net.Conn, err error) {
+	ns.Do(func() { c, err = net.DialTimeout(network, addr, d) })
 	return c, err
 }
