@@ -227,7 +227,8 @@ func TestClash(t *testing.T) {
 	for _, c := range []struct {
 		desc string
 		ok   bool
-	}{{"udp 10.0.0.2:5000 > 9.9.9.9:53", true}, {"tcp 10.0.0.2:5000 > 9.9.9.9:80 S", false}} {
+	}{{"udp 10.0.0.2:5000 > 9.9.9.9:53", true}, {"tcp 10.0.0.2:5000 > 9.9.9.9:80 S", false},
+		{"50 10.0.0.2 > 9.9.9.9 len=8", true}, {"icmp 10.0.0.2 > 9.9.9.9 type=8 id=1", false}} {
 		b := newBox(t)
 		p, q := packettest.New(t, c.desc), packettest.New(t, c.desc)
 		b.w.Begin(b.now)
@@ -256,6 +257,21 @@ func TestClash(t *testing.T) {
 			t.Errorf("%s: %+v", c.desc, s)
 		}
 	}
+}
+
+// TestReverseClash: both ends spoke first at once.
+func TestReverseClash(t *testing.T) {
+	b := newBox(t)
+	p, q := packettest.New(t, "udp 10.0.0.2:5000 > 9.9.9.9:53"), packettest.New(t, "udp 9.9.9.9:53 > 10.0.0.2:5000")
+	b.w.Begin(b.now)
+	b.w.Track(p, hookPre)
+	b.w.Track(q, hookPre)
+	b.w.Entry(p).SetStatus(NATDoneMask)
+	b.w.Entry(q).SetStatus(NATDoneMask)
+	if !b.w.Confirm(p) || !b.w.Confirm(q) || p.Ct != q.Ct || q.CtInfo != packet.CtEstablishedReply {
+		t.Errorf("%d %d %v", p.Ct, q.Ct, infoNames[q.CtInfo])
+	}
+	b.w.End()
 }
 
 func TestNoAllocationsOnATrackedFlow(t *testing.T) {

@@ -256,11 +256,11 @@ func (w *Worker) confirm(p *packet.Packet, e *Entry, idx uint32) bool {
 // tuple is taken. Protocols without a handshake may join what is there.
 func (w *Worker) resolveClash(p *packet.Packet, e *Entry, idx uint32, x *Entry, xi uint32, xd Dir) bool {
 	switch e.orig.Proto {
-	case packet.ProtoUDP, packet.ProtoUDPLite:
-	default:
+	case packet.ProtoTCP, packet.ProtoSCTP, packet.ProtoICMP, packet.ProtoICMPv6:
 		return false
 	}
-	if e.Status()&NATDoneMask == 0 || x.orig == e.orig && x.reply == e.reply {
+	same := x.orig == e.orig && x.reply == e.reply || x.orig == e.reply && x.reply == e.orig
+	if same || x.Status()&NATDoneMask == 0 {
 		if e.flags&entryAcct != 0 {
 			for d := range 2 {
 				x.packets[d].Add(e.packets[d].Load())
