@@ -259,6 +259,9 @@ func (k *connCount) count(n, key uint32, e *conntrack.Entry, now int64) {
 	if x.key == key && x.gen == gen {
 		return
 	}
+	if o := k.node(n ^ 1); o.key == key && o.gen == gen {
+		return // the other direction's address is of the same group
+	}
 	if x.key == key { // the same address, another connection
 		x.gen, x.since, x.proto = gen, now, e.Tuple(conntrack.Original).Proto
 		return
@@ -314,7 +317,7 @@ func (k *connCount) prune(bucket *uint32, key, self uint32, w *conntrack.Worker,
 		}
 		node := k.node(n)
 		x.hand = node.next
-		if n != self && !alive(w.Table(), n>>1, node, now) {
+		if n>>1 != self>>1 && !alive(w.Table(), n>>1, node, now) {
 			last := x.count == 1
 			k.remove(bucket, n)
 			if last {

@@ -12,12 +12,26 @@ import (
 
 var reasonTCPMSS = packet.NewReason("tcpmss.failed", "TCPMSS could not read the TCP header, or the path's MTU leaves no room for a segment")
 
+// mssValue is a segment size: what headers without options leave of 65535 bytes.
+type mssValue struct{}
+
+func (mssValue) Args() int { return 1 }
+
+func (mssValue) Parse(o *tables.OptionContext, text []string, v *tables.Value) error {
+	if o.Family == packet.IPv6 {
+		return tables.Uint{Max: 65495}.Parse(o, text, v)
+	}
+	return tables.Uint{Max: 65515}.Parse(o, text, v)
+}
+
+func (mssValue) Format(v *tables.Value) string { return tables.U16.Format(v) }
+
 var targetTCPMSS = &tables.Target{
 	Name:     "TCPMSS",
 	Families: tables.V4V6,
 	Doc:      "Lowers the maximum segment size option of TCP SYNs, and adds it where it is missing; it is never raised.",
 	Options: []tables.Option{
-		{Name: "set-mss", Type: tables.Uint{Max: 65515}, Arg: "value", Doc: "the most it may be, in bytes"},
+		{Name: "set-mss", Type: mssValue{}, Arg: "value", Doc: "the most it may be, in bytes"},
 		{Name: "clamp-mss-to-pmtu", Type: tables.Flag, Doc: "what the path's MTU leaves (40 bytes less on IPv4, 60 on IPv6)"},
 	},
 	Protos:  []uint8{packet.ProtoTCP},
