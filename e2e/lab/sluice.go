@@ -68,8 +68,8 @@ func (l *Lab) Sluice(config string) *Sluice {
 	return s
 }
 
-// SluiceCommand starts a router, wrapped in a command if wrap is given, and does not wait.
-func (l *Lab) SluiceCommand(config string, wrap []string) *Sluice {
+// SluiceCommand starts a router, wrapped in a command if wrap is given, with more flags for run, and does not wait.
+func (l *Lab) SluiceCommand(config string, wrap []string, flags ...string) *Sluice {
 	l.T.Helper()
 	s := &Sluice{bin: Binary(l.T), Socket: filepath.Join(l.Dir, "sluice.sock")}
 	s.Config = l.File("router.toml", config)
@@ -77,6 +77,7 @@ func (l *Lab) SluiceCommand(config string, wrap []string) *Sluice {
 		s.Config = l.File("router.toml", config+"\n[control]\nsocket = \"{dir}/sluice.sock\"\n")
 	}
 	args := append(append([]string{}, wrap...), s.bin, "--name", l.prefix, "run", "-c", s.Config)
+	args = append(args, flags...)
 	c := exec.Command(args[0], args[1:]...)
 	s.Proc = l.StartCommand(c)
 	return s
