@@ -200,7 +200,7 @@ func TestConfigIPv6Only(t *testing.T) {
 	l := lab.New(t)
 	hosts, isp := l.NS("hosts"), l.NS("isp6")
 	l.Sluice(example(t, l, "ipv6-only.toml"))
-	isp.Must("ip", "addr", "add", "2001:db8:99::1/128", "dev", "lo")
+	isp.Must("ip", "addr", "add", "2001:db8:99::1/128", "dev", "lo", "nodad")
 	serve(isp, "[2001:db8:99::1]:80")
 	serve(hosts, "[2001:db8:1::2]:443")
 	hosts.Must("ping", "-n", "-c", "1", "-W", "2", "2001:db8:99::1")

@@ -185,13 +185,14 @@ func TestTFTP(t *testing.T) {
 		dst      string
 	}{{b.client, b.server, "198.51.100.2"}, {b.server, b.client, "198.51.100.1"}} {
 		x.at.Start("in.tftpd", "-L", "-4", "-a", "0.0.0.0:69", "-s", root)
-		got := filepath.Join(b.Dir, fmt.Sprintf("got%d", i))
-		b.Eventually(2*deadline, "a file over TFTP", func() bool {
-			os.Remove(got)
-			x.from.Run("timeout", "5", "tftp", "-4", "-m", "binary", x.dst, "-c", "get", "image", got)
-			text, err := os.ReadFile(got)
-			return err == nil && len(text) == 50000
+		b.Eventually(deadline, "in.tftpd to listen", func() bool {
+			return strings.Contains(x.at.Must("cat", "/proc/net/udp"), "00000000:0045 ")
 		})
+		got := filepath.Join(b.Dir, fmt.Sprintf("got%d", i))
+		out, err := x.from.Run("timeout", "20", "tftp", "-4", "-m", "binary", x.dst, "-c", "get", "image", got)
+		if text, rerr := os.ReadFile(got); err != nil || rerr != nil || len(text) != 50000 {
+			t.Errorf("tftp: %v, %v, %d bytes\n%s", err, rerr, len(text), out)
+		}
 		if n := b.r.Counter("iptables-save", "-p udp -m conntrack --ctstate RELATED"); n <= i {
 			t.Errorf("%d answers were RELATED, not %d", n, i+1)
 		}

@@ -75,7 +75,7 @@ rules = ["-A PREROUTING -p tcp --dport 7001 -j MARK --set-mark 1"]
 	for way, ns := range map[string]*lab.NS{"main": server, "other": second} {
 		ns.Must("ip", "addr", "add", "192.0.2.1/32", "dev", "lo")
 		ns.Must("ip", "addr", "add", "192.0.2.9/32", "dev", "lo")
-		ns.Must("ip", "addr", "add", "fd00:9::1/128", "dev", "lo")
+		ns.Must("ip", "addr", "add", "fd00:9::1/128", "dev", "lo", "nodad")
 		for _, addr := range []string{"192.0.2.1:7000", "192.0.2.1:7001", "192.0.2.9:7000", "[fd00:9::1]:7000", "[fd00:9::1]:7001"} {
 			say(ns, addr, way)
 		}
