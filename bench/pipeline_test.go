@@ -72,7 +72,7 @@ func pipeline(b *testing.B, cfg *router.Config, flows int) {
 	b.Helper()
 	in := &link{}
 	for i := range flows {
-		f, err := packettest.Frame(fmt.Sprintf("udp 10.%d.%d.%d:%d > 9.9.9.9:53 len=36", 1+i>>16&0x7f, i>>8&0xff, i&0xff, 1024+i%60000))
+		f, err := packettest.Frame(fmt.Sprintf("udp 10.%d.%d.%d:%d > 9.9.9.%d:53 len=36", 1+i>>16&0x7f, i>>8&0xff, i&0xff, 1024+i%60000, i%200))
 		if err != nil {
 			b.Fatal(err)
 		}
