@@ -3,7 +3,7 @@
 # between them, and real programs through it. Removes all that it made.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-sluice=$PWD/sluice
+sluice=${SLUICE:-$PWD/sluice}
 
 if [ "$(id -u)" != 0 ]; then
 	# An ordinary user is root in a user namespace of their own: enough for all of this.
@@ -13,6 +13,11 @@ if [ "$(id -u)" != 0 ]; then
 	fi
 	exec unshare -Urnm --map-root-user bash -c 'mount -t tmpfs tmpfs /run && exec bash "$0"' "$PWD/e2e/demo.sh"
 fi
+if ! { : <>/dev/net/tun; } 2>/dev/null; then
+	echo "The demo needs /dev/net/tun, and may not open it. As root: modprobe tun; chmod 0666 /dev/net/tun" >&2
+	exit 1
+fi
+[ -x "$sluice" ] || { echo "There is no $sluice yet; run: make demo" >&2; exit 1; }
 for p in ip ping traceroute curl iperf3 python3; do
 	command -v "$p" >/dev/null || { echo "The demo needs $p; run: sh e2e/deps.sh (as root), or install it." >&2; exit 1; }
 done
@@ -41,7 +46,7 @@ in_client() { ip netns exec "$client" "$@"; }
 in_server() { ip netns exec "$server" "$@"; }
 show() { printf '$ %s\n' "$*" | sed "s/ip netns exec $client /client: /; s/ip netns exec $server /server: /; s|$sluice|sluice|; s|--socket $dir/sluice.sock ||; s/in_client /client: /; s/in_server /server: /"; "$@"; }
 tool() { printf '$ sluice %s\n' "$*"; "$sluice" --socket "$dir/sluice.sock" "$@"; }
-wait_for() { for _ in $(seq 100); do "$@" >/dev/null 2>&1 && return; sleep 0.05; done; echo "gave up waiting for: $*" >&2; return 1; }
+wait_for() { for _ in $(seq 400); do "$@" >/dev/null 2>&1 && return; sleep 0.05; done; echo "gave up waiting for: $*" >&2; return 1; }
 
 ip netns add "$client"
 ip netns add "$server"
@@ -140,18 +145,20 @@ class H(http.server.BaseHTTPRequestHandler):
     def log_message(self, *a): pass
 http.server.ThreadingHTTPServer(("0.0.0.0", int(sys.argv[1])), H).serve_forever()
 PY
-in_server python3 "$dir/web.py" 80 "the server" & pids+=($!)
-in_client python3 "$dir/web.py" 80 "the client" & pids+=($!)
-in_server iperf3 -s >/dev/null & pids+=($!)
+# Without a function between, $! is the program itself.
+ip netns exec "$server" python3 "$dir/web.py" 80 "the server" & pids+=($!)
+ip netns exec "$client" python3 "$dir/web.py" 80 "the client" & pids+=($!)
+ip netns exec "$server" iperf3 -s >/dev/null & pids+=($!)
 wait_for in_server curl -s http://127.0.0.1/
 wait_for in_client curl -s http://127.0.0.1/
+wait_for in_server bash -c ': </dev/tcp/127.0.0.1/5201'
 
 step "ping through the router, and the router itself"
 show in_client ping -c 3 -i 0.2 198.51.100.2
 show in_client ping -c 1 10.0.1.1
 
 step "traceroute" "The first line is sluice: the TTL ran out there, and it sent the time exceeded."
-show in_client traceroute -n -w 2 -q 1 198.51.100.2
+show in_client traceroute -n -N 1 -w 2 -q 1 198.51.100.2
 
 step "curl through MASQUERADE" "The server sees the router's address, not the client's."
 show in_client curl -sS --max-time 5 http://198.51.100.2/
