@@ -61,10 +61,17 @@ const (
 // Func is a stage's code, bound to one worker.
 type Func func(p *packet.Packet) Verdict
 
-// Stage is one entry of the router's order, bound to a worker.
+// Counter counts packets and bytes.
+type Counter struct{ Packets, Bytes uint64 }
+
+// Stage is one entry of the router's order, bound to a worker. Passed are the
+// policy counters of tables without rules that stand before it: they are not
+// walked, only counted. A Stage without Run is the end of a hook whose last
+// tables are such.
 type Stage struct {
 	Name     string
 	Priority int
+	Passed   []*Counter
 	Run      Func
 }
 
@@ -72,7 +79,15 @@ type Stage struct {
 // hook; any other verdict ends the walk.
 func Run(stages []Stage, p *packet.Packet) Verdict {
 	for i := range stages {
-		if v := stages[i].Run(p); v != Accept {
+		s := &stages[i]
+		for _, c := range s.Passed {
+			c.Packets++
+			c.Bytes += uint64(p.Len())
+		}
+		if s.Run == nil {
+			break
+		}
+		if v := s.Run(p); v != Accept {
 			return v
 		}
 	}

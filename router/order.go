@@ -15,21 +15,24 @@ type stage struct {
 	name     string
 	priority int
 	hooks    hooks.Mask
+	table    tables.TableID // of a stage that does nothing but walk it; else noTable
 	bind     func(w *worker, h hooks.Hook) hooks.Func
 }
 
+const noTable = tables.NumTables
+
 // order names every stage of every hook. The priorities are Linux's.
 var order = []stage{
-	{"defrag", hooks.PriDefrag, hooks.At(hooks.Prerouting, hooks.Output), (*worker).defrag},
-	{"raw", hooks.PriRaw, hooks.At(hooks.Prerouting, hooks.Output), table(tables.Raw)},
-	{"conntrack", hooks.PriConntrack, hooks.At(hooks.Prerouting, hooks.Output), (*worker).track},
-	{"mangle", hooks.PriMangle, hooks.At(hooks.Prerouting, hooks.Input, hooks.Forward, hooks.Output, hooks.Postrouting), (*worker).mangle},
-	{"dnat", hooks.PriNATDst, hooks.At(hooks.Prerouting, hooks.Output), (*worker).translate},
-	{"filter", hooks.PriFilter, hooks.At(hooks.Input, hooks.Forward, hooks.Output), table(tables.Filter)},
-	{"security", hooks.PriSecurity, hooks.At(hooks.Input, hooks.Forward, hooks.Output), table(tables.Security)},
-	{"snat", hooks.PriNATSrc, hooks.At(hooks.Input, hooks.Postrouting), (*worker).translate},
-	{"helper", hooks.PriHelper, hooks.At(hooks.Input, hooks.Postrouting), (*worker).helper},
-	{"confirm", hooks.PriConfirm, hooks.At(hooks.Input, hooks.Postrouting), (*worker).confirm},
+	{"defrag", hooks.PriDefrag, hooks.At(hooks.Prerouting, hooks.Output), noTable, (*worker).defrag},
+	{"raw", hooks.PriRaw, hooks.At(hooks.Prerouting, hooks.Output), tables.Raw, table(tables.Raw)},
+	{"conntrack", hooks.PriConntrack, hooks.At(hooks.Prerouting, hooks.Output), noTable, (*worker).track},
+	{"mangle", hooks.PriMangle, hooks.At(hooks.Prerouting, hooks.Input, hooks.Forward, hooks.Output, hooks.Postrouting), tables.Mangle, (*worker).mangle},
+	{"dnat", hooks.PriNATDst, hooks.At(hooks.Prerouting, hooks.Output), noTable, (*worker).translate},
+	{"filter", hooks.PriFilter, hooks.At(hooks.Input, hooks.Forward, hooks.Output), tables.Filter, table(tables.Filter)},
+	{"security", hooks.PriSecurity, hooks.At(hooks.Input, hooks.Forward, hooks.Output), tables.Security, table(tables.Security)},
+	{"snat", hooks.PriNATSrc, hooks.At(hooks.Input, hooks.Postrouting), noTable, (*worker).translate},
+	{"helper", hooks.PriHelper, hooks.At(hooks.Input, hooks.Postrouting), noTable, (*worker).helper},
+	{"confirm", hooks.PriConfirm, hooks.At(hooks.Input, hooks.Postrouting), noTable, (*worker).confirm},
 }
 
 // stagesOf gives the rows of one hook, by priority.
@@ -44,13 +47,38 @@ func stagesOf(h hooks.Hook) []stage {
 	return out
 }
 
-// bind makes the stages of one hook callable for one worker.
-func bind(w *worker, h hooks.Hook) []hooks.Stage {
-	var out []hooks.Stage
-	for _, s := range stagesOf(h) {
-		out = append(out, hooks.Stage{Name: s.name, Priority: s.priority, Run: s.bind(w, h)})
+// bound is the stages of one hook, bound to a worker.
+type bound struct {
+	rows []stage
+	run  []hooks.Func
+}
+
+func bindAll(w *worker, h hooks.Hook) (b bound) {
+	b.rows = stagesOf(h)
+	for _, s := range b.rows {
+		b.run = append(b.run, s.bind(w, h))
 	}
-	return out
+	return b
+}
+
+// forRules makes the list that packets of a family go through under the rules
+// in force, into stages and passed: a table without rules is not walked, only counted.
+func (b *bound) forRules(w *worker, f int, h hooks.Hook, stages []hooks.Stage, passed []*hooks.Counter) ([]hooks.Stage, []*hooks.Counter) {
+	from := 0
+	for i, s := range b.rows {
+		if s.table != noTable {
+			if n, ok := w.prog[f].Passes(s.table, h); ok {
+				passed = append(passed, &w.ctx[f].Counters[n])
+				continue
+			}
+		}
+		stages = append(stages, hooks.Stage{Name: s.name, Priority: s.priority, Passed: passed[from:len(passed):len(passed)], Run: b.run[i]})
+		from = len(passed)
+	}
+	if from < len(passed) {
+		stages = append(stages, hooks.Stage{Name: "end", Passed: passed[from:]})
+	}
+	return stages, passed
 }
 
 // PrintOrder writes the stages of all hooks, one hook a line.

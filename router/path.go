@@ -39,7 +39,7 @@ func (w *worker) prerouting(p *packet.Packet) bool {
 
 // run takes p through a hook. done: it went no further than the hook.
 func (w *worker) run(h hooks.Hook, p *packet.Packet) (done, ok bool) {
-	switch hooks.Run(w.stages[h], p) {
+	switch hooks.Run(w.stages[family(p)][h], p) {
 	case hooks.Accept:
 		return false, true
 	case hooks.Stolen:
@@ -79,18 +79,21 @@ func (w *worker) routeIn(p *packet.Packet) bool {
 // noRoute answers a packet whose route is an error (ip_error, ip6_pkt_drop).
 func (w *worker) noRoute(p *packet.Packet, rt *netstack.Route) bool {
 	v4 := p.Family == packet.IPv4
+	code, reason := uint8(0), reasonNoRoute
 	switch rt.Type {
 	case netstack.RouteBlackhole:
 		return drop(p, reasonBlackhole)
 	case netstack.RouteProhibit:
-		w.icmpError(p, pick(v4, 3, 1), pick(v4, 13, 1), 0)
-		return drop(p, reasonProhibit)
+		code, reason = pick(v4, 13, 1), reasonProhibit
 	case netstack.RouteUnreachable:
-		w.icmpError(p, pick(v4, 3, 1), pick(v4, 1, 0), 0)
-		return drop(p, reasonUnreachable)
+		code, reason = pick(v4, 1, 0), reasonUnreachable
 	}
-	w.icmpError(p, pick(v4, 3, 1), 0, 0)
-	return drop(p, reasonNoRoute)
+	if !v4 || w.r.limit.routeError(p.Src(), w.now/1e6) {
+		w.icmpError(p, pick(v4, 3, 1), code, 0)
+	} else {
+		w.icmpLimited++
+	}
+	return drop(p, reason)
 }
 
 // input delivers to the router's own sockets.

@@ -30,7 +30,9 @@ type worker struct {
 	now int64 // the burst's clock, ns since the router started
 
 	ct     *conntrack.Worker
-	stages [hooks.NumHooks][]hooks.Stage
+	bound  [hooks.NumHooks]bound
+	stages [2][hooks.NumHooks][]hooks.Stage    // by family, for the rules in force
+	passed [2][hooks.NumHooks][]*hooks.Counter // what stages refers to
 	prog   [2]*tables.Program
 	ctx    [2]tables.Context
 	fib    *netstack.Snapshot // of this burst
@@ -84,8 +86,8 @@ type reader struct {
 
 func newWorker(r *Router, id int) (*worker, error) {
 	w := &worker{r: r, id: id, ct: r.ct.NewWorker(), exited: make(chan struct{})}
-	for h := hooks.Hook(0); h < hooks.NumHooks; h++ {
-		w.stages[h] = bind(w, h)
+	for h := range hooks.NumHooks {
+		w.bound[h] = bindAll(w, h)
 	}
 	for f := range w.ctx {
 		w.ctx[f] = tables.Context{Worker: id, CT: w.ct, NAT: r.nat, Env: r.envs[f], Output: w.queueOutput, Alloc: w.alloc, Free: w.free, ICMPError: w.icmpError, Log: w.logPacket}
@@ -168,6 +170,9 @@ func (w *worker) load() {
 		if pr := e.Program(); pr != w.prog[f] {
 			w.prog[f] = pr
 			w.ctx[f].Prepare(pr)
+			for h := range hooks.NumHooks {
+				w.stages[f][h], w.passed[f][h] = w.bound[h].forRules(w, f, h, w.stages[f][h][:0], w.passed[f][h][:0])
+			}
 		}
 	}
 }
@@ -365,6 +370,9 @@ func (w *worker) drainLocal() (any bool) {
 			break
 		}
 		any = true
+		if !p.Is(packet.HasOwner) {
+			w.ct.AttachError(p)
+		}
 		w.outq = append(w.outq, p)
 		w.settle()
 	}

@@ -124,7 +124,7 @@ type frame struct {
 }
 
 // compileRule makes the rule's compiled extensions, once for its lifetime.
-func (e *Engine) compileRule(r *Rule) error {
+func (e *Engine) compileRule(r *Rule) (err error) {
 	if r.state == nil {
 		r.state = &ruleState{}
 	}
@@ -132,6 +132,12 @@ func (e *Engine) compileRule(r *Rule) error {
 	if st.compiled {
 		return nil
 	}
+	defer func() {
+		if err != nil {
+			st.end()
+			r.state = nil
+		}
+	}()
 	inlined := true // only what nothing stateful precedes may be moved to the front
 	for _, m := range r.Matches {
 		m.Args.Rule = r

@@ -9,7 +9,7 @@ import (
 )
 
 // Counter is a rule's or a policy's packets and bytes.
-type Counter struct{ Packets, Bytes uint64 }
+type Counter = hooks.Counter
 
 // Context is a worker's side of a walk: one per worker, used by that worker
 // alone (or inside Env.DoWorkers).

@@ -90,6 +90,7 @@ func (e *Engine) commit(edit func(*Ruleset) error, publish bool) error {
 		// Nothing has run with these ids: they are still zero everywhere.
 		for _, r := range e.fresh {
 			e.counters.free = append(e.counters.free, r.state.id)
+			r.state.end()
 			r.state = nil
 		}
 		return err
@@ -228,6 +229,7 @@ func (e *Engine) retire(ed *edit) {
 	for _, st := range ed.removed {
 		if st.compiled {
 			st.compiled = false // a copy of the rule starts afresh
+			st.end()
 			e.counters.dead = append(e.counters.dead, st.id)
 		}
 	}

@@ -80,8 +80,22 @@ type ruleState struct {
 	target   TargetFunc
 	checks   uint32 // inline checks that matches became
 	ports    ports
+	leave    []func() // what Rule.OnRemove was given
 	compiled bool
 }
+
+// end is called once the rule is in no ruleset any more.
+func (st *ruleState) end() {
+	for _, f := range st.leave {
+		f()
+	}
+	st.leave = nil
+}
+
+// OnRemove is for an extension's Compile: f is called when the rule that is
+// being compiled has left the ruleset, or never got into it. Workers may still
+// run what was compiled for the rest of their batch.
+func (r *Rule) OnRemove(f func()) { r.state.leave = append(r.state.leave, f) }
 
 // copy makes an equal rule with counters and state of its own.
 func (r *Rule) copy() *Rule {

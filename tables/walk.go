@@ -220,3 +220,10 @@ func (b *base) end(c *Context, t TableID, p *packet.Packet, size uint64) hooks.V
 	p.Reason = policyReasons[t][c.Hook]
 	return hooks.Drop
 }
+
+// Passes reports whether table t lets every packet of hook h through without
+// looking at it: no rule, policy ACCEPT. counter is the policy's.
+func (pr *Program) Passes(t TableID, h hooks.Hook) (counter uint32, ok bool) {
+	b := &pr.bases[t][h]
+	return b.counter, b.code != nil && len(b.code.ops) == 0 && b.policy == VerdictAccept
+}

@@ -2,6 +2,7 @@ package ext
 
 import (
 	"errors"
+	"net/netip"
 	"strings"
 
 	"sluice/hooks"
@@ -13,9 +14,15 @@ import (
 var addrTypes = []string{"UNSPEC", "UNICAST", "LOCAL", "BROADCAST", "ANYCAST", "MULTICAST", "BLACKHOLE", "UNREACHABLE", "PROHIBIT", "THROW", "NAT", "XRESOLVE"}
 
 const (
-	addrTypeBroadcast = 3
-	addrTypeBlackhole = 6
-	addrTypeProhibit  = 8
+	addrTypeUnspec = iota
+	addrTypeUnicast
+	addrTypeLocal
+	addrTypeBroadcast
+	addrTypeAnycast
+	addrTypeMulticast
+	addrTypeBlackhole
+	addrTypeUnreachable
+	addrTypeProhibit
 )
 
 // addrTypeSet is a comma-separated list of types, as bits in Value.Lo.
@@ -128,9 +135,33 @@ var matchAddrType = &tables.Match{
 				dev = p.Out
 			}
 			is := func(addr [16]byte, v *tables.Value) bool {
+				if p.Family == packet.IPv6 {
+					return isType6(c.Env.Routes, addr, dev, v.Lo) != v.Not
+				}
 				return (v.Lo>>c.Env.Routes.AddrType(p.Family, addr, dev)&1 != 0) != v.Not
 			}
 			return (!src.Set || is(p.Src(), &src)) && (!dst.Set || is(p.Dst(), &dst))
 		}, nil
 	},
+}
+
+// isType6 is what several types at once mean for IPv6: the address is of each
+// kind that its bits tell, and of one of those that only routing knows.
+func isType6(r tables.Routes, addr [16]byte, dev *packet.Iface, types uint64) bool {
+	a := netip.AddrFrom16(addr)
+	has := func(t uint8) bool { return types>>t&1 != 0 }
+	switch {
+	case has(addrTypeMulticast) && !a.IsMulticast(),
+		has(addrTypeUnicast) && (a.IsMulticast() || a.IsUnspecified() || a.Is4In6()),
+		has(addrTypeUnspec) && !a.IsUnspecified():
+		return false
+	}
+	if !has(addrTypeLocal) && !has(addrTypeAnycast) && !has(addrTypeUnreachable) {
+		return true
+	}
+	t := r.AddrType(packet.IPv6, addr, dev)
+	if t == addrTypeBlackhole || t == addrTypeProhibit {
+		t = addrTypeUnreachable
+	}
+	return (t == addrTypeLocal || t == addrTypeAnycast || t == addrTypeUnreachable) && has(t)
 }

@@ -194,7 +194,10 @@ func (m *ctMatch) match(c *tables.Context, p *packet.Packet) bool {
 		return false
 	}
 	if m.expire.Set {
-		left := uint64(e.Timeout(p.Now)) / 1e9
+		left := uint64(0) // of a connection that is not in the table yet
+		if e.Status()&conntrack.Confirmed != 0 {
+			left = uint64(e.Timeout(p.Now)) / 1e9
+		}
 		if (left >= m.expire.Lo && left <= m.expire.Hi) == m.expire.Not {
 			return false
 		}

@@ -403,7 +403,7 @@ var matchHashlimit = &tables.Match{
 		if err := k.check(a); err != nil {
 			return nil, err
 		}
-		hold, err := hashTables.take(env, a.Family, a.Str("hashlimit-name"), func(t *hashTable) (*hashTable, error) {
+		hold, err := hashTables.take(a.Rule, env, a.Family, a.Str("hashlimit-name"), func(t *hashTable) (*hashTable, error) {
 			if t == nil {
 				t = newHashTable(k)
 			}

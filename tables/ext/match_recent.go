@@ -139,7 +139,7 @@ var matchRecent = &tables.Match{
 		if err := recentCheck(a); err != nil {
 			return nil, err
 		}
-		list, err := recentLists.take(env, 0, a.Str("name"), func(l *recentList) (*recentList, error) {
+		list, err := recentLists.take(a.Rule, env, 0, a.Str("name"), func(l *recentList) (*recentList, error) {
 			if l == nil {
 				l = newRecentList(a.Get("mask").A)
 			}

@@ -48,9 +48,9 @@ type sharedItem[T any] struct {
 // hold is a rule's share in an item.
 type hold[T any] struct{ state *T }
 
-// take gives a rule its hold on a named item. add is called with the item that
+// take gives the rule that is being compiled its hold on a named item. add is called with the item that
 // is there, or nil, and returns what is to be there; it runs under the lock.
-func (s *shared[T]) take(env *tables.Env, family uint8, name string, add func(*T) (*T, error)) (*hold[T], error) {
+func (s *shared[T]) take(rule *tables.Rule, env *tables.Env, family uint8, name string, add func(*T) (*T, error)) (*hold[T], error) {
 	key := sharedKey{env, family, name}
 	if env.CT != nil {
 		key.router = env.CT
@@ -75,9 +75,16 @@ func (s *shared[T]) take(env *tables.Env, family uint8, name string, add func(*T
 	}
 	it.users++
 	h := &hold[T]{state}
-	// The hold is part of the rule's compiled form: it is unreachable once no
-	// ruleset and no worker has the rule any more.
-	runtime.AddCleanup(h, s.drop, key)
+	var left atomic.Bool
+	leave := func() {
+		if !left.Swap(true) {
+			s.drop(key)
+		}
+	}
+	rule.OnRemove(leave)
+	// An engine that is given up whole removes no rules: then the hold, which
+	// is part of the rule's compiled form, becomes unreachable.
+	runtime.AddCleanup(h, func(leave func()) { leave() }, leave)
 	return h, nil
 }
 

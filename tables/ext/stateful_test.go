@@ -185,7 +185,60 @@ func users[T any](s *shared[T], router any, name string) int {
 	return n
 }
 
-// What no rule names any more is forgotten.
+// The last rule takes the list with it, at once.
+func TestSharedEndsWithTheLastRule(t *testing.T) {
+	b := newBench(t)
+	rules := []string{"-m recent --name end --set", "-m hashlimit --hashlimit-name end --hashlimit-upto 1/hour --hashlimit-burst 1"}
+	e, run := b.chain(packet.IPv4, rules...)
+	x := "udp 10.0.0.2:1 > 9.9.9.9:2"
+	b.play(run, []event{{0, x, "xx"}, {0, x, "x."}})
+	edit := func(f func(tab *tables.Table) error) {
+		t.Helper()
+		if err := e.Commit(func(rs *tables.Ruleset) error { return f(rs.Table(tables.Filter)) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	add := func(texts ...string) func(tab *tables.Table) error {
+		return func(tab *tables.Table) error {
+			for _, text := range texts {
+				parsed, err := tables.ParseRule(Registry, packet.IPv4, tables.Filter, "FORWARD", words(text))
+				if err == nil {
+					err = tab.Append("FORWARD", parsed[0])
+				}
+				if err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+	}
+	both := func() [2]int { return [2]int{users(&recentLists, b.ct, "end"), users(&hashTables, b.ct, "end")} }
+	// Refused and tried edits leave nothing behind.
+	if e.Check(func(rs *tables.Ruleset) error { return add(rules...)(rs.Table(tables.Filter)) }) != nil || both() != [2]int{1, 1} {
+		t.Error("after a check:", both())
+	}
+	if e.Commit(func(rs *tables.Ruleset) error {
+		return add(rules[0], "-m hashlimit --hashlimit-name end --hashlimit-upto 1/day")(rs.Table(tables.Filter))
+	}) == nil || both() != [2]int{1, 1} {
+		t.Error("after a refusal:", both())
+	}
+	// The same rules anew, in one step: the state stays.
+	edit(func(tab *tables.Table) error {
+		if err := tab.Flush("FORWARD"); err != nil {
+			return err
+		}
+		return add(rules...)(tab)
+	})
+	b.play(run, []event{{0, x, "x."}})
+	edit(func(tab *tables.Table) error { return tab.Flush("FORWARD") })
+	if both() != [2]int{} {
+		t.Error("without rules:", both())
+	}
+	edit(add("-m recent --name end --rcheck", rules[1]))
+	b.play(run, []event{{0, x, ".x"}, {0, x, ".."}})
+}
+
+// What no rule names any more is forgotten, whole engines included.
 func TestSharedIsForgotten(t *testing.T) {
 	b := newBench(t)
 	b.chain(packet.IPv4, "-m recent --name gone --set", "-m hashlimit --hashlimit-name gone --hashlimit-upto 1/s")
