@@ -2,6 +2,7 @@ package tables
 
 import (
 	"fmt"
+	"strings"
 	"syscall"
 )
 
@@ -108,7 +109,8 @@ func (e *EditError) Text() string {
 	case syscall.ELOOP:
 		return "Too many levels of symbolic links"
 	}
-	return e.Errno.Error()
+	text := e.Errno.Error() // Go's begin with a small letter, C's with a capital
+	return strings.ToUpper(text[:1]) + text[1:]
 }
 
 // Source is where a rule was written.

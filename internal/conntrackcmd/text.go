@@ -5,6 +5,7 @@ package conntrackcmd
 
 import (
 	"fmt"
+	"html"
 	"strings"
 	"time"
 
@@ -130,7 +131,7 @@ func line(s *conntrack.Snapshot, f format, w *what) string {
 		fmt.Fprintf(&b, "mark=%d ", s.Mark)
 	}
 	if s.SecMark != 0 {
-		fmt.Fprintf(&b, "secmark=%d ", s.SecMark)
+		fmt.Fprintf(&b, "secctx=%s ", packet.SecLabelText(s.SecMark))
 	}
 	if s.Zone != 0 && s.ZoneDir == conntrack.ZoneBoth {
 		fmt.Fprintf(&b, "zone=%d ", s.Zone)
@@ -225,7 +226,7 @@ func xml(s *conntrack.Snapshot, f format, w *what) string {
 		fmt.Fprintf(&b, "<mark>%d</mark>", s.Mark)
 	}
 	if s.SecMark != 0 {
-		fmt.Fprintf(&b, "<secmark>%d</secmark>", s.SecMark)
+		fmt.Fprintf(&b, "<secctx>%s</secctx>", html.EscapeString(packet.SecLabelText(s.SecMark)))
 	}
 	if s.Zone != 0 && s.ZoneDir == conntrack.ZoneBoth {
 		fmt.Fprintf(&b, "<zone>%d</zone>", s.Zone)
