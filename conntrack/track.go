@@ -329,6 +329,33 @@ func (w *Worker) Attach(p, old *packet.Packet) {
 	}
 }
 
+// AttachError does what Attach does for an ICMP error of the local stack that
+// speaks of a protocol nobody knows: it has the connection of the packet that it
+// quotes. (Linux lets go of that before it looks for a socket, so an error
+// about a port has none.)
+func (w *Worker) AttachError(p *packet.Packet) {
+	b := p.Transport()
+	if p.Ct != 0 || !isICMP(p.Family, p.Proto) || len(b) < 8 {
+		return
+	}
+	if p.Family == packet.IPv4 && (b[0] != 3 || b[1] != 2) || p.Family == packet.IPv6 && (b[0] != 4 || b[1] != 1) {
+		return
+	}
+	u, _, ok := w.t.InnerTuple(b[8:], p.Family, 0)
+	if !ok {
+		return
+	}
+	if u, ok = u.Invert(); !ok {
+		return
+	}
+	if e, idx, d := w.t.lookup(&u, w.t.hashTuple(&u), w.now); e != nil {
+		p.Ct = idx
+		if p.CtInfo = packet.CtRelated; d == Reply {
+			p.CtInfo = packet.CtRelatedReply
+		}
+	}
+}
+
 // AlterReply gives an unconfirmed connection another reply tuple (NAT).
 func (w *Worker) AlterReply(e *Entry, u Tuple) {
 	u.Zone = e.reply.Zone

@@ -57,6 +57,11 @@ type Local struct {
 
 	own atomic.Pointer[map[netip.Addr]bool] // every own address; false: a broadcast address
 
+	// answered is the TCP segment that each worker's injector is giving to gVisor,
+	// as far as a reset that answers it needs to know.
+	answering sync.Mutex
+	answered  [][]byte
+
 	mu     sync.Mutex // guards what follows; no packet takes it
 	addrs  map[netip.Addr]netip.Prefix
 	owners map[tcpip.Endpoint]*Owner
@@ -143,6 +148,7 @@ func NewLocal(opt LocalOptions) (*Local, error) {
 		listeners: map[*listener]struct{}{},
 	}
 	l.stats.delivered = make([]paddedCounter, opt.Workers)
+	l.answered = make([][]byte, opt.Workers)
 	l.link = &localLink{local: l}
 	l.stack = stack.New(stack.Options{
 		NetworkProtocols: []stack.NetworkProtocolFactory{

@@ -1,6 +1,7 @@
 package netstack
 
 import (
+	"bytes"
 	"encoding/binary"
 	"math/rand/v2"
 	"net/netip"
@@ -73,14 +74,14 @@ func (l *Local) inject(i int, r *ring, wake <-chan struct{}) {
 			return
 		default:
 		}
-		l.accept(b, &rec)
+		l.accept(i, b, &rec)
 		r.release(len(b))
 	}
 }
 
-// accept gives one packet to gVisor, or ignores what no socket of a router
+// accept gives one packet of worker i to gVisor, or ignores what no socket of a router
 // without link layer has to do with.
-func (l *Local) accept(b []byte, rec *record) {
+func (l *Local) accept(i int, b []byte, rec *record) {
 	d := l.link.dispatcher
 	if d == nil || len(b) < header.IPv4MinimumSize {
 		return
@@ -113,12 +114,45 @@ func (l *Local) accept(b []byte, rec *record) {
 		if len(l4) >= header.TCPMinimumSize && l4[header.TCPFlagsOffset]&uint8(header.TCPFlagSyn) != 0 {
 			l.clampMSS(l4, src)
 		}
+		l.answer(i, b)
+		defer l.answer(i, nil)
 	}
 	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{
 		Payload: buffer.MakeWithView(buffer.NewViewWithData(b)),
 	})
 	d.DeliverNetworkPacket(proto, pkt)
 	pkt.DecRef()
+}
+
+func (l *Local) answer(i int, b []byte) {
+	l.answering.Lock()
+	l.answered[i] = b
+	l.answering.Unlock()
+}
+
+// resetTOS gives a reset the TOS, or traffic class, of the segment that it
+// answers, without ECN, as Linux does; gVisor makes it 0.
+func (l *Local) resetTOS(b []byte) {
+	l.answering.Lock()
+	defer l.answering.Unlock()
+	n := 4
+	from, to := 12, 16
+	if b[0]>>4 == 6 {
+		n, from, to = 16, 8, 24
+	}
+	for _, a := range l.answered {
+		if len(a) < to+n || a[0]>>4 != b[0]>>4 || !bytes.Equal(a[from:from+n], b[to:to+n]) || !bytes.Equal(a[to:to+n], b[from:from+n]) {
+			continue
+		}
+		if n == 4 {
+			b[1] = a[1] &^ 3
+			fixIPv4(b, int(b[0]&0xf)*4)
+		} else {
+			b[0] = b[0]&0xf0 | a[0]&0xf
+			b[1] = b[1]&0xf | a[1]&0xc0
+		}
+		return
+	}
 }
 
 // clampMSS lowers the MSS option of a SYN to what fits the path to peer, and
@@ -241,14 +275,14 @@ func (l *Local) send(o *Outgoing) {
 	case odd:
 	case proto == packet.ProtoTCP:
 		noDF := head[0]>>4 == 4 && head[6]&0x40 == 0
-		odd = noDF || head[off+header.TCPFlagsOffset]&uint8(header.TCPFlagSyn) != 0
+		odd = noDF || head[off+header.TCPFlagsOffset]&uint8(header.TCPFlagSyn|header.TCPFlagRst) != 0
 	default:
 		odd = proto == packet.ProtoICMP || proto == packet.ProtoICMPv6
 	}
 	if odd && o.GSO.Type == packet.GSONone {
 		b := make([]byte, o.Len)
 		o.CopyTo(b)
-		if !l.finish(b, proto, off) {
+		if !l.finish(b, proto, off, o.HasOwner) {
 			return
 		}
 		o.views, head = [][]byte{b}, b
@@ -262,7 +296,7 @@ func (l *Local) send(o *Outgoing) {
 }
 
 // finish makes of gVisor's packet what Linux would send; false: do not send it.
-func (l *Local) finish(b []byte, proto uint8, off int) bool {
+func (l *Local) finish(b []byte, proto uint8, off int, owned bool) bool {
 	t := b[min(off, len(b)):]
 	v4 := b[0]>>4 == 4
 	var dst netip.Addr
@@ -279,6 +313,9 @@ func (l *Local) finish(b []byte, proto uint8, off int) bool {
 		}
 		if len(t) >= header.TCPMinimumSize && t[header.TCPFlagsOffset]&uint8(header.TCPFlagSyn) != 0 {
 			l.clampMSS(t, dst)
+		}
+		if !owned && len(t) >= header.TCPMinimumSize && t[header.TCPFlagsOffset]&uint8(header.TCPFlagRst) != 0 {
+			l.resetTOS(b)
 		}
 	case len(t) < header.ICMPv4MinimumSize:
 	case v4:

@@ -47,7 +47,8 @@ func (w *worker) icmpError(p *packet.Packet, typ, code uint8, rest uint32) {
 }
 
 // errorSource picks an error's source: the address that was asked, where it is
-// the router's own, else the one that an answer to the sender would get.
+// the router's own, else the one that an answer to the sender would get, on IPv6
+// if it left where the packet came in.
 // plen is the length of that route's prefix.
 func (w *worker) errorSource(p *packet.Packet, own bool) (from [16]byte, plen int, ok bool) {
 	var back netstack.Route
@@ -65,6 +66,12 @@ func (w *worker) errorSource(p *packet.Packet, own bool) (from [16]byte, plen in
 	}
 	if back.PrefSrc != [16]byte{} {
 		return back.PrefSrc, plen, true
+	}
+	if p.Family == packet.IPv6 && p.In != nil {
+		// Where it came in says more to traceroute than where the answer leaves.
+		if from, ok = w.fib.SourceFor(p.Family, p.In, p.Src()); ok {
+			return from, plen, true
+		}
 	}
 	to := back.NextHop
 	if p.Family == packet.IPv6 {

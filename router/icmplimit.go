@@ -28,6 +28,9 @@ type peerBucket struct{ tokens, last int64 } // milliseconds
 const (
 	peerBurst = 6 // XRLIM_BURST_FACTOR
 	maxPeers  = 65536
+
+	routeErrorCost  = 1000 // net.ipv4.route.error_cost, ms
+	routeErrorBurst = 5000
 )
 
 func newICMPLimiter(s *sysctl.Set) *icmpLimiter {
@@ -90,7 +93,22 @@ func (l *icmpLimiter) peer(family uint8, dst [16]byte, interval, ms int64) bool 
 	copy(key[1:], dst[:])
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	b := l.peers[key]
+	return l.bucket(&key, ms).take(interval, peerBurst*interval, ms)
+}
+
+// routeError is the limit on errors that a route asks for (ip_error): one a
+// second, five in a burst, out of the bucket that peer takes from as well.
+func (l *icmpLimiter) routeError(src [16]byte, ms int64) bool {
+	var key [17]byte
+	key[0] = packet.IPv4
+	copy(key[1:], src[:])
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.bucket(&key, ms).take(routeErrorCost, routeErrorBurst, ms)
+}
+
+func (l *icmpLimiter) bucket(key *[17]byte, ms int64) *peerBucket {
+	b := l.peers[*key]
 	if b == nil {
 		if len(l.peers) >= maxPeers {
 			for k := range l.peers { // any one: map order is random
@@ -98,15 +116,19 @@ func (l *icmpLimiter) peer(family uint8, dst [16]byte, interval, ms int64) bool 
 				break
 			}
 		}
-		b = &peerBucket{tokens: peerBurst * interval, last: ms}
-		l.peers[key] = b
+		b = &peerBucket{last: ms - 60000}
+		l.peers[*key] = b
 	}
-	b.tokens = min(b.tokens+ms-b.last, peerBurst*interval)
+	return b
+}
+
+func (b *peerBucket) take(cost, burst, ms int64) bool {
+	b.tokens = min(b.tokens+ms-b.last, burst)
 	b.last = ms
-	if b.tokens < interval {
+	if b.tokens < cost {
 		return false
 	}
-	b.tokens -= interval
+	b.tokens -= cost
 	return true
 }
 

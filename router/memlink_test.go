@@ -54,6 +54,14 @@ func newBed(t testing.TB, cfg *Config) *bed { return newBeds(t, cfg, 1) }
 
 func newBeds(t testing.TB, cfg *Config, workers int) *bed {
 	t.Helper()
+	b, err := openBed(t, cfg, workers)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func openBed(t testing.TB, cfg *Config, workers int) (*bed, error) {
 	b := &bed{t: t, links: map[string]*memLink{}}
 	cfg.Router.Workers = workers
 	r, err := New(cfg, Options{Open: func(c *InterfaceConfig, index int) (netstack.Link, error) {
@@ -66,11 +74,11 @@ func newBeds(t testing.TB, cfg *Config, workers int) *bed {
 		return l, nil
 	}})
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	t.Cleanup(func() { r.Close() })
 	b.r, b.w = r, r.workers[0]
-	return b
+	return b, nil
 }
 
 // edge is a configuration with lan0 (10.0.1.1/24, fd00:1::1/64) and wan0
