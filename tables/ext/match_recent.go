@@ -141,7 +141,11 @@ var matchRecent = &tables.Match{
 		}
 		list, err := recentLists.take(a.Rule, env, 0, a.Str("name"), func(l *recentList) (*recentList, error) {
 			if l == nil {
-				l = newRecentList(a.Get("mask").A)
+				mask := a.Get("mask").A
+				if a.Family == packet.IPv4 && [4]byte(mask[:4]) == [4]byte{255, 255, 255, 255} {
+					mask = full // IPv6 rules may share the list
+				}
+				l = newRecentList(mask)
 			}
 			l.remember(int(a.Num("hitcount")))
 			return l, nil
@@ -182,6 +186,14 @@ func recentOp(a *tables.Args) int {
 	}
 	return -1
 }
+
+// full is a mask that leaves an address of either family as it is.
+var full = func() (m [16]byte) {
+	for i := range m {
+		m[i] = 0xff
+	}
+	return m
+}()
 
 var recentLists shared[recentList]
 
