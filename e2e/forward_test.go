@@ -81,7 +81,10 @@ rules = [
   "-A POSTROUTING -o lan0 -s 10.0.1.0/24 -j MASQUERADE",
 ]
 [ip6tables.nat]
-rules = ["-A PREROUTING -i wan0 -p tcp --dport 8080 -j DNAT --to-destination [fd00:1::2]:80"]
+rules = [
+  "-A PREROUTING -d fd00:2::1 -p tcp --dport 8080 -j DNAT --to-destination [fd00:1::2]:80",
+  "-A POSTROUTING -o lan0 -s fd00:1::/64 -j MASQUERADE",
+]
 `)
 	serve(b.client, "10.0.1.2:80")
 	serve(b.client, "[fd00:1::2]:80")
@@ -94,6 +97,9 @@ rules = ["-A PREROUTING -i wan0 -p tcp --dport 8080 -j DNAT --to-destination [fd
 	// Hairpin: the client reaches itself by the outside address.
 	if got, err := hear(b.client, "198.51.100.1:8080"); err != nil || !strings.HasPrefix(got, "10.0.1.1:") {
 		t.Errorf("hairpin: %q, %v", got, err)
+	}
+	if got, err := hear(b.client, "[fd00:2::1]:8080"); err != nil || !strings.HasPrefix(got, "[fd00:1::1]:") {
+		t.Errorf("hairpin over IPv6: %q, %v", got, err)
 	}
 }
 

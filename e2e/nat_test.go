@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"encoding/binary"
 	"fmt"
 	"net"
 	"net/netip"
@@ -181,6 +182,40 @@ rules = ["-A PREROUTING -i wan0 -p udp --dport 5300 -j DNAT --to-destination [fd
 		if ip, ok := inner.NetworkLayer().(*layers.IPv4); ok && !goodIPv4Sum(ip.Contents) {
 			t.Errorf("the quoted header has a bad checksum: %x", ip.Contents)
 		}
+	}
+}
+
+// TestPMTUThroughNAT: a fragmentation needed from behind the router, about a
+// masqueraded connection, reaches the client's kernel, which remembers it.
+func TestPMTUThroughNAT(t *testing.T) {
+	b := newBed(t, `
+[iptables.nat]
+rules = ["-A POSTROUTING -o wan0 -j MASQUERADE"]
+[ip6tables.nat]
+rules = ["-A POSTROUTING -o wan0 -j MASQUERADE"]
+`)
+	wire := b.server.Raw("wan0")
+	for _, dst := range []string{"198.51.100.2", "fd00:2::2"} {
+		h := hold(t, b, net.JoinHostPort(dst, "80"))
+		seen := wire.Await("a segment of the connection", func(p gopacket.Packet) bool {
+			s, ok := p.Layer(layers.LayerTypeTCP).(*layers.TCP)
+			return ok && s.PSH && p.NetworkLayer().NetworkFlow().Dst().String() == dst
+		})
+		src := seen.NetworkLayer().NetworkFlow().Src().String()
+		// The client believes it of what it has not seen acknowledged: of the next byte.
+		segment := seen.Layer(layers.LayerTypeTCP).(*layers.TCP)
+		binary.BigEndian.PutUint32(seen.Data()[len(seen.NetworkLayer().LayerContents())+4:], segment.Seq+uint32(len(segment.Payload)))
+		if strings.Contains(dst, ":") {
+			wire.Send(lab.Build(lab.IP6("fd00:2::99", src, layers.IPProtocolICMPv6), &layers.ICMPv6{TypeCode: layers.CreateICMPv6TypeCode(2, 0)},
+				gopacket.Payload(append([]byte{0, 0, 1300 >> 8, 1300 & 0xff}, seen.Data()...))))
+		} else {
+			wire.Send(lab.Build(lab.IP4("198.51.100.99", src, layers.IPProtocolICMPv4),
+				&layers.ICMPv4{TypeCode: layers.CreateICMPv4TypeCode(3, 4), Seq: 1300}, gopacket.Payload(seen.Data())))
+		}
+		b.Eventually(deadline, "the client to know of "+dst, func() bool {
+			return strings.Contains(b.client.Must("ip", "route", "get", dst), "mtu 1300")
+		})
+		h.works("with a smaller MTU")
 	}
 }
 

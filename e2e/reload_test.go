@@ -172,6 +172,30 @@ addresses = ["10.0.7.1/24", "fd00:7::1/64"]
 	}
 }
 
+// TestReloadDevice: a reload changes an MTU and the kernel's end, and what the
+// device carries goes on.
+func TestReloadDevice(t *testing.T) {
+	b := newBed(t, reloadRules)
+	c := hold(t, b, "198.51.100.2:80")
+	b.r.Rewrite(strings.NewReplacer(`name      = "wan0"`, "name = \"wan0\"\nmtu = 1300",
+		`addresses = ["198.51.100.2/24", "fd00:2::2/64"]`, `addresses = ["198.51.100.2/24", "198.51.100.22/24", "fd00:2::2/64"]`).Replace(pair) + reloadRules)
+	b.r.Must("reload")
+	c.works("with another MTU")
+	b.client.Must("ping", "-n", "-c", "1", "-W", "2", "198.51.100.22")
+	if out := b.server.Must("ip", "link", "show", "wan0"); !strings.Contains(out, "mtu 1300") {
+		t.Errorf("the kernel's end:\n%s", out)
+	}
+	if out, _ := b.client.Run("ping", "-n", "-c", "2", "-i", "0.2", "-M", "do", "-s", "1400", "198.51.100.2"); !strings.Contains(out, "mtu = 1300") {
+		t.Errorf("no fragmentation needed:\n%s", out)
+	}
+	// What would need another device says so, and where.
+	b.r.Rewrite(strings.Replace(pair, `name      = "wan0"`, "name = \"wan0\"\noffload = false", 1) + reloadRules)
+	if _, errs, code := b.r.Tool("reload"); code != 1 || !regexp.MustCompile(`router\.toml:\d+:\d+: .*wan0`).MatchString(errs) {
+		t.Errorf("offload changed: exit status %d, %q", code, errs)
+	}
+	c.works("after a reload that was refused")
+}
+
 // TestReloadError: a configuration with an error changes nothing, and the error says where it is.
 func TestReloadError(t *testing.T) {
 	b := newBed(t, reloadRules)

@@ -34,8 +34,13 @@ func Binary(t testing.TB) string {
 		}
 		os.Chmod(dir, 0o755)
 		build.path = filepath.Join(dir, "sluice")
-		c := exec.Command("go", "build", "-o", build.path, "sluice/cmd/sluice")
+		// E2E_BUILD=-race looks for races in the router while the tests drive it.
+		flags := strings.Fields(os.Getenv("E2E_BUILD"))
+		c := exec.Command("go", append(append([]string{"build", "-o", build.path}, flags...), "sluice/cmd/sluice")...)
 		c.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if len(flags) > 0 {
+			c.Env = os.Environ()
+		}
 		build.out, build.err = c.CombinedOutput()
 	})
 	if build.err != nil {
