@@ -17,6 +17,7 @@ type checker struct {
 	*decoder
 	cfg      *router.Config
 	resolver iptables.Resolver // nil: the host's
+	links    links             // of the routes seen so far
 }
 
 func (c *checker) check() {

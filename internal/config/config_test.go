@@ -407,6 +407,7 @@ var refusals = []struct {
 		`  "-t nat -A INPUT",`, `  3,`, `  "-A INPUT -m comment --comment -t -j ACCEPT",`, `  "-A\tINPUT --table=nat",`, `  """`, `-A INPUT \`, `   -t nat""" ]`, // 11
 		"[iptables.broute]",            // 18
 		"[ip6tables.nat]", "rules = 1", // 19
+		`policy = { PREROUTING = "ACCEPT", OUTPUT = "DROP" }`, // 21
 	}, "\n"), []string{
 		"2:12: iptables.restore[1]: stat DIR/none.rules: no such file or directory",
 		"3:1: iptables.rules: rules belong to a table: [iptables.filter] rules = [ … ]",
@@ -423,7 +424,40 @@ var refusals = []struct {
 		"17:4: leave -t out: the rule is in [iptables.filter]",
 		"18:1: unknown key broute; known here: filter, mangle, nat, raw, restore, security",
 		"20:9: ip6tables.nat.rules: want a list of rules, not an integer",
+		`21:35: policy of OUTPUT: The "nat" table is not intended for filtering, the use of DROP is therefore inhibited.`,
 	}},
+}
+
+// TestGateways: behind which device a gateway is, when the file does not say.
+func TestGateways(t *testing.T) {
+	cfg, _, err := Read(folder(t, strings.Join([]string{
+		"[[interface]]", `name = "a"`, `addresses = ["10.0.0.1/8", "fd00::1/16"]`,
+		"[[interface]]", `name = "b"`, `addresses = ["192.0.2.1/24"]`,
+		"[[route]]", `to = "10.1.0.0/16"`, `dev = "b"`,
+		"[[route]]", `to = "10.1.0.0/16"`, `dev = "a"`, `metric = 5`,
+		"[[route]]", `to = "fd00:1::/32"`, `dev = "b"`,
+		"[[route]]", `to = "10.2.0.0/15"`, `via = "192.0.2.9"`, // leads to no network
+		"[[route]]", `to = "20.0.0.0/8"`, `via = "10.0.0.9"`, // the interface's
+		"[[route]]", `to = "21.0.0.0/8"`, `via = "10.1.0.9"`, // the longer one
+		"[[route]]", `to = "22.0.0.0/8"`, `via = "10.1.0.9"`, `dev = "a"`,
+		"[[route]]", `to = "23.0.0.0/8"`, `via = "10.2.0.9"`,
+		"[[route]]", `to = "fd10::/16"`, `via = "fd00:1::9"`,
+		"[[route]]", `to = "fd11::/16"`, `via = "fd00:2::9"`,
+		"[[route]]", `to = "10.1.2.0/24"`, `dev = "a"`,
+		"[[route]]", `to = "24.0.0.0/8"`, `via = "10.1.2.9"`,
+	}, "\n")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]string{
+		"20.0.0.0/8": "a", "21.0.0.0/8": "b", "22.0.0.0/8": "a", "23.0.0.0/8": "a",
+		"fd10::/16": "b", "fd11::/16": "a", "24.0.0.0/8": "a",
+	}
+	for _, r := range cfg.Routes {
+		if dev, ok := want[r.To.String()]; ok && r.Dev != dev {
+			t.Errorf("the way to %s via %s is through %q, want %q", r.To, r.Via, r.Dev, dev)
+		}
+	}
 }
 
 func TestRefusals(t *testing.T) {

@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"sluice/router"
@@ -46,6 +47,9 @@ func (c *checker) routes() {
 		default:
 			c.errorf(at("type"), "no route type %q: \"unicast\", \"blackhole\", \"unreachable\" or \"prohibit\"", r.Type)
 		}
+		if r.Type == router.RouteUnicast && !r.Via.IsValid() && r.Dev != "" && r.To.Bits() > 0 {
+			c.links.add(r.To.Masked(), r.Dev)
+		}
 		if len(c.errs) > before {
 			continue
 		}
@@ -55,6 +59,41 @@ func (c *checker) routes() {
 		}
 		seen[k] = r.Pos.Line
 	}
+}
+
+// links are the networks that routes without via put behind interfaces.
+type links struct {
+	devs map[netip.Prefix][]string
+	lens []int // the lengths of those prefixes, longest first
+}
+
+func (l *links) add(to netip.Prefix, dev string) {
+	if l.devs == nil {
+		l.devs = map[netip.Prefix][]string{}
+	}
+	if !slices.Contains(l.devs[to], dev) {
+		l.devs[to] = append(l.devs[to], dev)
+	}
+	if i, ok := slices.BinarySearchFunc(l.lens, to.Bits(), func(a, b int) int { return b - a }); !ok {
+		l.lens = slices.Insert(l.lens, i, to.Bits())
+	}
+}
+
+// find gives the length of the longest network around a behind dev, or behind any device if dev is "".
+func (l *links) find(a netip.Addr, dev string) (bits int, name string) {
+	for _, n := range l.lens {
+		p, err := a.Prefix(n)
+		if err != nil {
+			continue // longer than an address of this family
+		}
+		switch devs := l.devs[p]; {
+		case dev != "" && slices.Contains(devs, dev):
+			return n, dev
+		case dev == "" && len(devs) > 0:
+			return n, devs[0]
+		}
+	}
+	return -1, ""
 }
 
 // routeTarget makes "default" a prefix and refuses host bits.
@@ -103,7 +142,7 @@ func (c *checker) unicast(i int, r *router.RouteConfig) {
 	case r.Via.IsLinkLocalUnicast():
 		return
 	}
-	dev, ok := c.onLink(r.Via, r.Dev, i)
+	dev, ok := c.onLink(r.Via, r.Dev)
 	if !ok {
 		where := "no interface has a network around it"
 		if r.Dev != "" {
@@ -116,8 +155,8 @@ func (c *checker) unicast(i int, r *router.RouteConfig) {
 }
 
 // onLink finds the interface (dev, if it is not "") that a lies behind: by the
-// longest of the interfaces' networks and of the routes without via before route i.
-func (c *checker) onLink(a netip.Addr, dev string, i int) (string, bool) {
+// longest of the interfaces' networks and of the routes without via so far.
+func (c *checker) onLink(a netip.Addr, dev string) (string, bool) {
 	best, name := -1, ""
 	try := func(p netip.Prefix, d string) {
 		if (dev == "" || d == dev) && p.IsValid() && p.Contains(a) && p.Bits() > best {
@@ -129,10 +168,8 @@ func (c *checker) onLink(a netip.Addr, dev string, i int) (string, bool) {
 			try(p, f.Name)
 		}
 	}
-	for _, r := range c.cfg.Routes[:i] {
-		if r.Type == router.RouteUnicast && !r.Via.IsValid() && r.Dev != "" && r.To.Bits() > 0 {
-			try(r.To, r.Dev)
-		}
+	if bits, d := c.links.find(a, dev); bits > best {
+		best, name = bits, d
 	}
 	return name, best >= 0
 }

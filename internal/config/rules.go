@@ -41,6 +41,8 @@ func (c *checker) policies(id tables.TableID, t router.NamedTable) {
 			c.errorf(p.Pos, "policy: table %s has no builtin chain %q: %s", t.Name, p.Chain, strings.Join(builtin, ", "))
 		} else if v, ok := tables.VerdictByName(p.Target); !ok || v == tables.VerdictReturn {
 			c.errorf(p.Pos, "policy of %s: %q is neither ACCEPT nor DROP", p.Chain, p.Target)
+		} else if id == tables.NAT && v == tables.VerdictDrop {
+			c.errorf(p.Pos, "policy of %s: %s", p.Chain, strings.TrimSpace(tables.NATDrop.Error()))
 		}
 	}
 }
