@@ -108,7 +108,7 @@ func FuzzLocal(f *testing.F) {
 		if p.Flags&packet.Fragment != 0 || udp6NoChecksum(p) {
 			return
 		}
-		l.accept(p.Bytes(), &record{proto: p.Proto, l4: p.L4})
+		l.accept(0, p.Bytes(), &record{proto: p.Proto, l4: p.L4})
 		if b := bad.Swap(nil); b != nil {
 			t.Fatalf("answer: % x", *b)
 		}
