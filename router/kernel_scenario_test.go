@@ -158,11 +158,17 @@ func (s *scenario) format(results bool) []byte {
 	return txtar.Format(a)
 }
 
+var hooksOf = map[string][]string{
+	"raw": {"PREROUTING", "OUTPUT"}, "mangle": {"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"},
+	"nat": {"PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"}, "filter": {"INPUT", "FORWARD", "OUTPUT"}, "security": {"INPUT", "FORWARD", "OUTPUT"},
+}
+
 // restore is a family's rules as iptables-restore reads them; all tables are named.
 func restore(rules []string) string {
 	var b strings.Builder
 	for t := range tables.NumTables {
 		var decl, body []string
+		policy := map[string]string{}
 		for _, l := range rules {
 			table := "filter"
 			if rest, ok := strings.CutPrefix(l, "-t "); ok {
@@ -173,14 +179,22 @@ func restore(rules []string) string {
 			}
 			switch w := strings.Fields(l); w[0] {
 			case "-P":
-				decl = append(decl, ":"+w[1]+" "+w[2]+" [0:0]")
+				policy[w[1]] = w[2]
 			case "-N":
 				decl = append(decl, ":"+w[1]+" - [0:0]")
 			default:
 				body = append(body, l)
 			}
 		}
-		fmt.Fprintf(&b, "*%s\n%sCOMMIT\n", t, joinLines(append(decl, body...)))
+		fmt.Fprintf(&b, "*%s\n", t)
+		for _, c := range hooksOf[t.String()] {
+			p := policy[c]
+			if p == "" {
+				p = "ACCEPT"
+			}
+			fmt.Fprintf(&b, ":%s %s [0:0]\n", c, p)
+		}
+		fmt.Fprintf(&b, "%sCOMMIT\n", joinLines(append(decl, body...)))
 	}
 	return b.String()
 }
@@ -400,6 +414,7 @@ func expand(text string, outs [][]sent) (_ string, ok bool) {
 		case "id":
 			return num(uint32(be16(p.Transport()[4:])))
 		case "quote":
+			setID(p) // where it is the router's own packet it is random
 			b := p.Bytes()
 			if k, err := strconv.Atoi(m[3]); err == nil {
 				b = b[:min(k, len(b))]
@@ -489,3 +504,71 @@ var random = regexp.MustCompile(`seq=\d+|ipid=\d+|win=\d+`)
 
 // blur takes out what a recording cannot know.
 func blur(s string) string { return random.ReplaceAllString(s, "") }
+
+// pieces is how many things without can leave out.
+func (s *scenario) pieces() int { return len(s.steps) + len(s.rules[0]) + len(s.rules[1]) }
+
+// without is the scenario with one piece left out: a step, and those that refer
+// to it, or a rule. nil: it cannot be.
+func (s *scenario) without(i int) *scenario {
+	x := *s
+	x.steps = nil
+	if i >= len(s.steps) {
+		for _, st := range s.steps {
+			cp := *st
+			x.steps = append(x.steps, &cp)
+		}
+		i -= len(s.steps)
+		f := 0
+		if i >= len(s.rules[0]) {
+			f, i = 1, i-len(s.rules[0])
+		}
+		if user, ok := chainMade(s.rules[f][i]); ok {
+			for _, l := range s.rules[f] {
+				if l != s.rules[f][i] && strings.HasPrefix(l, user[0]) && slices.Contains(strings.Fields(l), user[1]) {
+					return nil
+				}
+			}
+		}
+		x.rules[f] = slices.Delete(slices.Clone(s.rules[f]), i, i+1)
+		return &x
+	}
+	// Numbers of the steps that stay; 0: gone.
+	number := map[int]int{}
+	n := 0
+	for j, st := range s.steps {
+		gone := j == i
+		line := refNumber.ReplaceAllStringFunc(st.line, func(w string) string {
+			k, _ := strconv.Atoi(w[1:])
+			if number[k] == 0 {
+				gone = true
+			}
+			return fmt.Sprint("@", number[k])
+		})
+		if gone {
+			continue
+		}
+		if st.n > 0 {
+			n++
+			number[st.n] = n
+		}
+		var y scenario
+		if err := y.parseFrames([]string{line}); err != nil {
+			return nil
+		}
+		y.steps[0].n = n
+		x.steps = append(x.steps, y.steps[0])
+	}
+	return &x
+}
+
+var refNumber = regexp.MustCompile(`@\d+`)
+
+// chainMade reads "-t TABLE -N CHAIN": the beginning of the table's lines, and the chain.
+func chainMade(rule string) (_ [2]string, ok bool) {
+	w := strings.Fields(rule)
+	if len(w) != 4 || w[2] != "-N" {
+		return [2]string{}, false
+	}
+	return [2]string{w[0] + " " + w[1] + " ", w[3]}, true
+}

@@ -1,12 +1,16 @@
 package router
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"sluice/packet"
 	"sluice/packet/packettest"
@@ -72,6 +76,9 @@ func (c *compare) run() {
 		cp := *st
 		cp.out = nil
 		steps[i] = &cp
+		if len(c.diffs) > 2 {
+			break // the rest follows from these
+		}
 		kt, ok := expand(cp.text, kouts)
 		ot, ok2 := expand(cp.text, oouts)
 		if !ok || !ok2 {
@@ -95,18 +102,20 @@ func (c *compare) run() {
 				break
 			}
 		}
-		ks, os := &cp, cp
-		os.text = ot
-		ks.text = kt
-		ko := c.k.do(ks, kf, 0)
+		ks, os := cp, cp
+		ks.text, os.text = kt, ot
+		if n, has := strings.CutPrefix(cp.dev, "@"); has { // where that frame left
+			i, _ := strconv.Atoi(n)
+			ks.dev, os.dev = kouts[i-1][0].dev, oouts[i-1][0].dev
+		}
+		ko := c.k.do(&ks, kf, 0)
 		oo := c.o.do(&os, of, len(ko))
-		ks.text = st.text
 		if cp.verb != "do" {
 			kouts, oouts = append(kouts, ko), append(oouts, oo)
 		}
 		cp.out = c.outputs(&cp, kf, ko, oo)
 	}
-	c.s.steps = steps
+	c.s.steps = slices.DeleteFunc(steps, func(st *step) bool { return st == nil })
 	c.dumps()
 }
 
@@ -311,4 +320,93 @@ func diffLines(k, o []string) string {
 		return "the same, in another order"
 	}
 	return strings.Join(out, "\n")
+}
+
+// TestKernelRandom is TestKernel with scenarios made at random. Each failing
+// one is told with its seed, cut down to what it takes to fail.
+func TestKernelRandom(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root: the kernel is asked in a network namespace")
+	}
+	for i, net := range networks {
+		t.Run(fmt.Sprint("network", i), func(t *testing.T) {
+			net = append([]string{"sysctl net.ipv4.conf.all.send_redirects=0"}, net...) // they come at a rate
+			for i := range 3 {
+				net = append(net, fmt.Sprintf("sysctl net.ipv4.conf.tun%d.send_redirects=0", i))
+			}
+			base := &scenario{net: net}
+			kernel := newKernelSide(t, base, newOurSide(t, base).r)
+			for n, failed := 0, 0; n < *cases && failed < 4; n++ {
+				seed := *firstSeed + uint64(n*len(networks)+i)
+				s := newGenerator(seed).scenario(net)
+				diffs := try(t, kernel, s)
+				if len(diffs) == 0 {
+					continue
+				}
+				failed++
+				s, diffs = shrink(t, kernel, s, diffs)
+				t.Errorf("seed %d\n%s\n%s", seed, s.format(false), strings.Join(diffs, "\n"))
+			}
+		})
+	}
+}
+
+var (
+	cases     = flag.Int("kernelcases", 60, "random scenarios per network")
+	firstSeed = flag.Uint64("kernelseed", 1, "the first one's seed")
+)
+
+// scope is a part of a test that cleans up when it ends. (A subtest would be
+// another goroutine, on a thread that is not in the kernel's namespace.)
+type scope struct {
+	testing.TB
+	undo []func()
+}
+
+func (s *scope) Cleanup(f func()) { s.undo = append(s.undo, f) }
+
+func (s *scope) end() {
+	for i := len(s.undo) - 1; i >= 0; i-- {
+		s.undo[i]()
+	}
+}
+
+// try takes both sides through s and tells how they differ.
+func try(t *testing.T, kernel *kernelSide, s *scenario) []string {
+	sc := &scope{TB: t}
+	defer sc.end()
+	ours, err := tryOurSide(sc, s)
+	why := kernel.load(s)
+	if (err != nil) != (why != "") {
+		return []string{fmt.Sprintf("rules: the kernel says %q, we %v", why, err)}
+	}
+	if err != nil || why != "" {
+		return nil
+	}
+	got := *s
+	c := compare{s: &got, k: kernel, o: ours}
+	c.run()
+	return c.diffs
+}
+
+// shrink leaves rules and frames out as long as there is a difference.
+func shrink(t *testing.T, kernel *kernelSide, s *scenario, diffs []string) (*scenario, []string) {
+	end := time.Now().Add(8 * time.Second)
+	for smaller := true; smaller; {
+		smaller = false
+		for i := range s.pieces() {
+			if time.Now().After(end) {
+				return s, diffs
+			}
+			x := s.without(i)
+			if x == nil {
+				continue
+			}
+			if d := try(t, kernel, x); len(d) > 0 {
+				s, diffs, smaller = x, d, true
+				break
+			}
+		}
+	}
+	return s, diffs
 }

@@ -35,17 +35,32 @@ type side interface {
 
 // kernelSide is the running kernel, in a namespace of the test's own.
 type kernelSide struct {
-	t       testing.TB
-	k       *packettest.Kernel
-	sockets []int
+	t  testing.TB
+	k  *packettest.Kernel
+	ns string // the namespace's name to the kernel
+}
+
+// namespace is the network namespace that the calling thread is in.
+func namespace() string {
+	ns, _ := os.Readlink("/proc/thread-self/ns/net")
+	return ns
+}
+
+// command is a program to run in the namespace. Elsewhere none is run: what
+// these programs do would hit the machine's own network.
+func (x *kernelSide) command(args ...string) *exec.Cmd {
+	if ns := namespace(); ns == "" || ns != x.ns {
+		panic("the test's goroutine is not in the kernel's namespace")
+	}
+	return exec.Command(args[0], args[1:]...)
 }
 
 // nftables brings conntrack and defragmentation in, so that no iptables rule
-// has to, and holds the listener reports back that the kernel sends unasked.
+// has to, and holds back what the kernel sends of neighbour discovery.
 const nftables = `table inet twin {
 	chain in { type filter hook input priority 500; ct state new
 	}
-	chain out { type filter hook output priority -500; ip6 daddr ff00::/8 drop
+	chain out { type filter hook output priority -500; ip6 daddr ff00::/8 drop; icmpv6 type nd-redirect drop
 	}
 }
 `
@@ -59,18 +74,25 @@ func newKernelSide(t testing.TB, s *scenario, r *Router) *kernelSide {
 			t.Skip("needs ", tool)
 		}
 	}
+	machine := namespace()
 	x := &kernelSide{t: t, k: packettest.NewKernel(t)}
+	if x.ns = namespace(); x.ns == machine {
+		t.Fatal("no namespace of its own")
+	}
 	x.k.AddTUN()
 	x.pipe("nft -f -", nftables)
 	lines := append(x.addresses(r), s.routing()...)
 	x.sysctls(r)
 	var ip [2]string // `ip -batch` has one family
 	for _, l := range lines {
-		f := 0
-		if strings.Contains(l, ":") {
-			f = 1
+		v6 := strings.Contains(l, ":")
+		both := !v6 && !strings.Contains(l, ".") && strings.HasPrefix(l, "rule")
+		if !v6 || both {
+			ip[0] += l + "\n"
 		}
-		ip[f] += l + "\n"
+		if v6 || both {
+			ip[1] += l + "\n"
+		}
 	}
 	x.pipe("ip -4 -batch -", ip[0])
 	x.pipe("ip -6 -batch -", ip[1])
@@ -80,7 +102,9 @@ func newKernelSide(t testing.TB, s *scenario, r *Router) *kernelSide {
 			x.listen(network, netip.MustParseAddrPort(addr))
 		}
 	}
-	x.load(s)
+	if why := x.load(s); why != "" {
+		t.Fatal(why)
+	}
 	for i := range 3 {
 		x.k.Drain(i)
 	}
@@ -138,17 +162,24 @@ func (x *kernelSide) sysctls(r *Router) {
 	x.k.Sysctl("net/ipv6/auto_flowlabels=0")
 }
 
-// load makes the rules the scenario's and forgets all connections.
-func (x *kernelSide) load(s *scenario) {
-	x.pipe("iptables-legacy-restore", restore(s.rules[0]))
-	x.pipe("ip6tables-legacy-restore", restore(s.rules[1]))
-	exec.Command("conntrack", "-F").Run()
+// load makes the rules the scenario's and forgets all connections; it gives why
+// the rules are refused.
+func (x *kernelSide) load(s *scenario) string {
+	for f, cmd := range []string{"iptables-legacy-restore", "ip6tables-legacy-restore"} {
+		c := x.command(cmd)
+		c.Stdin = strings.NewReader(restore(s.rules[f]))
+		if out, err := c.CombinedOutput(); err != nil {
+			return fmt.Sprintf("%s: %v\n%s\n%s", cmd, err, out, restore(s.rules[f]))
+		}
+	}
+	x.command("conntrack", "-F").Run()
+	return ""
 }
 
 func (x *kernelSide) pipe(line, in string) string {
 	x.t.Helper()
 	w := strings.Fields(line)
-	c := exec.Command(w[0], w[1:]...)
+	c := x.command(w...)
 	c.Stdin = strings.NewReader(in)
 	out, err := c.CombinedOutput()
 	if err != nil {
@@ -180,7 +211,6 @@ func (x *kernelSide) socket(network string, a netip.AddrPort) int {
 	if err := unix.Bind(fd, sa); err != nil {
 		x.t.Fatalf("%s %s: %v", network, a, err)
 	}
-	x.sockets = append(x.sockets, fd)
 	return fd
 }
 
@@ -199,7 +229,7 @@ func (x *kernelSide) do(st *step, frames [][]byte, _ int) (out []sent) {
 	case "do":
 		w := strings.Fields(st.text)
 		w[0] = strings.Replace(w[0], "tables", "tables-legacy", 1)
-		exec.Command(w[0], w[1:]...).Run()
+		x.command(w...).Run()
 	case "send":
 		network, from, to, payload := parseSend(x.t, st.text)
 		fd := x.socket(network, from)
@@ -240,15 +270,13 @@ func (x *kernelSide) tables(family uint8) string {
 }
 
 func (x *kernelSide) flows() string {
-	return run(x.t, "conntrack -L -o extended -f ipv4") + run(x.t, "conntrack -L -o extended -f ipv6")
-}
-
-func run(t testing.TB, line string) string {
-	t.Helper()
-	w := strings.Fields(line)
-	out, err := exec.Command(w[0], w[1:]...).Output()
-	if err != nil {
-		t.Fatalf("%s: %v", line, err)
+	var out []byte
+	for _, f := range []string{"ipv4", "ipv6"} {
+		b, err := x.command("conntrack", "-L", "-o", "extended", "-f", f).Output()
+		if err != nil {
+			x.t.Fatalf("conntrack -L: %v", err)
+		}
+		out = append(out, b...)
 	}
 	return string(out)
 }
@@ -261,11 +289,20 @@ type ourSide struct {
 
 func newOurSide(t testing.TB, s *scenario) *ourSide {
 	t.Helper()
-	cfg, err := s.config()
+	x, err := tryOurSide(t, s)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &ourSide{newBed(t, cfg), t}
+	return x
+}
+
+func tryOurSide(t testing.TB, s *scenario) (*ourSide, error) {
+	cfg, err := s.config()
+	if err != nil {
+		return nil, err
+	}
+	b, err := openBed(t, cfg, 1)
+	return &ourSide{b, t}, err
 }
 
 func (x *ourSide) do(st *step, frames [][]byte, more int) (out []sent) {

@@ -23,7 +23,7 @@ var matchConnmark = &tables.Match{
 		v := a.Get("mark")
 		value, mask, inverted := uint32(v.Lo), uint32(v.Hi), v.Not
 		return func(c *tables.Context, p *packet.Packet) bool {
-			e := c.Entry(p)
+			e := connection(c, p)
 			return e != nil && (e.Mark()&mask == value) != inverted
 		}, nil
 	},

@@ -158,7 +158,7 @@ func (x *ctEnd) match(e *conntrack.Entry) bool {
 }
 
 func (m *ctMatch) match(c *tables.Context, p *packet.Packet) bool {
-	e := c.Entry(p)
+	e := connection(c, p)
 	if m.state.Set {
 		bits := packetState(p)
 		if e != nil {

@@ -30,6 +30,9 @@ var stateOf = [...]uint8{
 }
 
 func packetState(p *packet.Packet) uint8 {
+	if hasTemplate(p) {
+		return stateNew
+	}
 	if int(p.CtInfo) < len(stateOf) {
 		return stateOf[p.CtInfo]
 	}

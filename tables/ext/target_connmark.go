@@ -137,6 +137,9 @@ var targetCONNMARK = &tables.Target{
 		op := connmarkOf(a)
 		return func(c *tables.Context, p *packet.Packet) tables.Result {
 			e := c.Entry(p)
+			if e == nil && op.kind == connmarkRestore && hasTemplate(p) {
+				e = template
+			}
 			if e == nil {
 				return tables.Continue
 			}

@@ -150,8 +150,12 @@ func answerable(p *packet.Packet) bool {
 		}
 	}
 	// Any other protocol is taken for one whose ones' complement sum has to come
-	// out right, as ICMP's does.
+	// out right, as ICMP's does. Nothing but zeros does so too, on IPv4: the sum
+	// goes over the header, which by itself is right.
 	sum := packet.Sum(b)
+	if p.Family == packet.IPv4 && sum == 0 {
+		return true
+	}
 	if p.Family == packet.IPv6 {
 		if len(b) == 0 {
 			return false

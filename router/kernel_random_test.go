@@ -1,0 +1,438 @@
+package router
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"strings"
+)
+
+// generator makes scenarios of random rules and packets, the same ones for the
+// same seed.
+type generator struct {
+	*rand.Rand
+	v6    bool
+	flows []*genFlow
+	lines []string
+	n     int // in lines so far
+}
+
+func newGenerator(seed uint64) *generator {
+	return &generator{Rand: rand.New(rand.NewPCG(seed, 0x5141ce))}
+}
+
+// networks are what random scenarios happen in; a namespace is made for each.
+var networks = [][]string{
+	nil,
+	{
+		"mtu tun1 1400", "addr tun1 10.2.0.7/24", "addr tun1 fd02::7/64",
+		"rule fwmark 0x1/0xf table 100", "route default via 10.3.0.2 dev tun2 table 100", "route default via fd03::2 dev tun2 table 100",
+		"rule fwmark 0x2/0xf type blackhole", "route blackhole 10.51.0.0/16", "route unreachable fd50::/64",
+	},
+	{
+		"sysctl net.ipv4.conf.all.rp_filter=1", "sysctl net.ipv4.conf.tun2.rp_filter=2", "sysctl net.netfilter.nf_conntrack_tcp_loose=0",
+		"route 10.40.0.0/16 via 10.3.0.2 dev tun2", "route fd40::/64 via fd03::2 dev tun2",
+		"rule fwmark 0x1/0x1 table 100", "route default via 10.1.0.9 dev tun0 table 100", "route default via fd01::9 dev tun0 table 100",
+	},
+}
+
+func pickOne[T any](g *generator, of ...T) T { return of[g.IntN(len(of))] }
+
+func (g *generator) chance(percent int) bool { return g.IntN(100) < percent }
+
+// four or six, by the scenario's family.
+func (g *generator) f(v4, v6 string) string {
+	if g.v6 {
+		return v6
+	}
+	return v4
+}
+
+func (g *generator) scenario(net []string) *scenario {
+	g.v6 = g.chance(35)
+	s := &scenario{net: net}
+	f := 0
+	if g.v6 {
+		f = 1
+	}
+	s.rules[f] = g.rules()
+	for range 1 + g.IntN(4) {
+		g.flows = append(g.flows, g.flow())
+	}
+	for range 3 + g.IntN(20) {
+		g.event()
+	}
+	if err := s.parseFrames(g.lines); err != nil {
+		panic(err)
+	}
+	return s
+}
+
+func (g *generator) rules() (out []string) {
+	for _, table := range []string{"raw", "mangle", "nat", "filter", "security"} {
+		if g.chance(40) && table != "nat" || table == "security" && g.chance(70) {
+			continue
+		}
+		t := "-t " + table + " "
+		chains := hooksOf[table]
+		users := []string{"one", "two"}[:g.IntN(3)]
+		if table != "nat" && g.chance(12) {
+			out = append(out, t+"-P "+pickOne(g, chains...)+" DROP")
+		}
+		for _, u := range users {
+			out = append(out, t+"-N "+u)
+		}
+		for range g.IntN(5) {
+			hook := pickOne(g, chains...)
+			out = append(out, t+"-A "+hook+g.rule(table, hook, users))
+		}
+		for i, u := range users {
+			// What a user chain holds must be valid wherever it is called from.
+			hook := chains[0]
+			if i == 0 && g.chance(70) {
+				out = append(out, t+"-A "+hook+g.matches(table, hook)+pickOne(g, " -j ", " -g ")+u)
+			}
+			for range g.IntN(4) {
+				out = append(out, t+"-A "+u+g.rule(table, "user", users[i+1:]))
+			}
+		}
+	}
+	return out
+}
+
+// rule is matches and a target that go together.
+func (g *generator) rule(table, hook string, users []string) string {
+	for {
+		r := g.matches(table, hook) + g.target(table, hook, users)
+		if strings.Count(r, " -p ") < 2 {
+			return r
+		}
+	}
+}
+
+func (g *generator) not() string {
+	if g.chance(15) {
+		return " !"
+	}
+	return ""
+}
+
+func (g *generator) port() string { return pickOne(g, "53", "80", "1:1000", "5000", "1024:", ":100") }
+
+func (g *generator) net() string {
+	if g.v6 {
+		return pickOne(g, "fd01::2/128", "fd01::/64", "fd02::/64", "2001:db8::/32", "fd01::1/128", "2001:db8::9/128")
+	}
+	return pickOne(g, "10.1.0.2/32", "10.1.0.0/24", "10.2.0.0/24", "9.9.9.0/24", "10.1.0.1/32", "9.9.9.9/32")
+}
+
+func (g *generator) matches(table, hook string) string {
+	var b strings.Builder
+	proto := ""
+	if g.chance(45) {
+		proto = pickOne(g, "udp", "tcp", g.f("icmp", "ipv6-icmp"))
+		not := ""
+		if g.chance(8) {
+			not = " !"
+		}
+		b.WriteString(not + " -p " + proto)
+		if not != "" {
+			proto = ""
+		}
+	}
+	if g.chance(25) {
+		b.WriteString(g.not() + " -s " + g.net())
+	}
+	if g.chance(20) {
+		b.WriteString(g.not() + " -d " + g.net())
+	}
+	if hook != "OUTPUT" && hook != "POSTROUTING" && hook != "user" && g.chance(20) {
+		b.WriteString(g.not() + " -i " + pickOne(g, "tun0", "tun1", "tun+", "lo"))
+	}
+	if hook != "PREROUTING" && hook != "INPUT" && hook != "user" && g.chance(20) {
+		b.WriteString(g.not() + " -o " + pickOne(g, "tun0", "tun1", "tun+", "lo"))
+	}
+	if !g.v6 && g.chance(3) {
+		b.WriteString(g.not() + " -f")
+	}
+	switch {
+	case proto == "udp" && g.chance(60):
+		b.WriteString(" -m udp" + g.not() + pickOne(g, " --dport ", " --sport ") + g.port())
+	case proto == "tcp" && g.chance(60):
+		b.WriteString(" -m tcp" + pickOne(g, g.not()+" --dport "+g.port(), g.not()+" --sport "+g.port(), g.not()+" --tcp-flags SYN,RST,ACK SYN", g.not()+" --tcp-flags ALL NONE", g.not()+" --tcp-option 2"))
+	case proto == "icmp" && g.chance(50):
+		b.WriteString(" -m icmp" + g.not() + " --icmp-type " + pickOne(g, "8", "0", "3", "3/3", "11", "any"))
+	case proto == "ipv6-icmp" && g.chance(50):
+		b.WriteString(" -m icmp6" + g.not() + " --icmpv6-type " + pickOne(g, "128", "129", "1", "1/4", "3", "2"))
+	case (proto == "tcp" || proto == "udp") && g.chance(30):
+		b.WriteString(" -m multiport" + g.not() + pickOne(g, " --dports ", " --sports ", " --ports ") + "53,80,5000:5002")
+	}
+	for range 2 {
+		if g.chance(30) {
+			b.WriteString(g.extension(table, hook))
+		}
+	}
+	return b.String()
+}
+
+func (g *generator) extension(table, hook string) string {
+	not := g.not()
+	switch g.IntN(13) {
+	case 0, 1, 2:
+		return " -m conntrack" + not + " --ctstate " + pickOne(g, "NEW", "ESTABLISHED", "RELATED", "INVALID", "UNTRACKED", "RELATED,ESTABLISHED", "NEW,INVALID", "DNAT", "SNAT", "SNAT,DNAT")
+	case 3:
+		return " -m conntrack" + pickOne(g, " --ctdir ORIGINAL", " --ctdir REPLY", not+" --ctstatus SEEN_REPLY", not+" --ctstatus ASSURED", not+" --ctstatus CONFIRMED",
+			not+" --ctstatus NONE", not+" --ctorigsrc "+g.net(), not+" --ctorigdst "+g.net(), not+" --ctreplsrc "+g.net(), not+" --ctrepldst "+g.net(),
+			not+" --ctproto 17", not+" --ctorigdstport 53", not+" --ctorigsrcport 5000:6000", not+" --ctexpire 1:100")
+	case 4:
+		return " -m mark" + not + " --mark " + pickOne(g, "0x1", "0x0", "0x1/0x1", "0x6/0xe")
+	case 5:
+		return " -m connmark" + not + " --mark " + pickOne(g, "0x1", "0x0", "0x1/0x1")
+	case 6:
+		return " -m length" + not + " --length " + pickOne(g, "0:100", "60", "100:", "1000:1500")
+	case 7:
+		return g.f(" -m ttl"+pickOne(g, not+" --ttl-eq 63", " --ttl-lt 64", " --ttl-gt 63"), " -m hl"+pickOne(g, not+" --hl-eq 63", " --hl-lt 64", " --hl-gt 63"))
+	case 8:
+		return pickOne(g, " -m tos"+not+" --tos 0x10", " -m dscp"+not+" --dscp 0x0a", " -m tos"+not+" --tos 0x0/0xfc")
+	case 9:
+		limit := ""
+		if g.chance(15) && (hook == "PREROUTING" || hook == "INPUT") {
+			limit = " --limit-iface-in"
+		}
+		return " -m addrtype" + not + pickOne(g, " --dst-type ", " --src-type ") + pickOne(g, "LOCAL", "UNICAST", g.f("BROADCAST", "ANYCAST"), "MULTICAST", "UNREACHABLE", "LOCAL,UNICAST") + limit
+	case 10:
+		return " -m state" + not + " --state " + pickOne(g, "NEW", "ESTABLISHED", "RELATED", "INVALID", "UNTRACKED")
+	case 11:
+		return " -m iprange" + not + " --src-range " + g.f("10.1.0.2-10.1.0.9", "fd01::2-fd01::9")
+	}
+	if (table == "raw" || table == "mangle") && hook == "PREROUTING" {
+		return " -m rpfilter" + pickOne(g, "", " --loose", " --invert", " --validmark", " --accept-local")
+	}
+	return " -m comment --comment x"
+}
+
+func (g *generator) target(table, hook string, users []string) string {
+	if len(users) > 0 && g.chance(25) {
+		return pickOne(g, " -j ", " -g ") + users[0]
+	}
+	if g.chance(10) {
+		return pickOne(g, "", " -j LOG", " -j RETURN", " -j ACCEPT")
+	}
+	reject := " -j REJECT --reject-with " + g.f(
+		pickOne(g, "icmp-port-unreachable", "icmp-net-unreachable", "icmp-host-prohibited", "icmp-proto-unreachable", "icmp-admin-prohibited"),
+		pickOne(g, "icmp6-port-unreachable", "icmp6-no-route", "icmp6-adm-prohibited", "icmp6-addr-unreachable", "icmp6-policy-fail"))
+	connmark := " -j CONNMARK" + pickOne(g, " --set-xmark 0x1/0xffffffff", " --save-mark", " --restore-mark", " --set-xmark 0x3/0x1", " --restore-mark --nfmask 0x1 --ctmask 0xff")
+	mark := " -j MARK" + pickOne(g, " --set-xmark 0x1/0xffffffff", " --set-xmark 0x6/0xe", " --set-xmark 0x0/0x1", " --set-xmark 0x1/0x0")
+	switch table {
+	case "raw":
+		return pickOne(g, " -j CT --notrack", " -j NOTRACK", " -j CT --zone 3", " -j DROP", " -j ACCEPT", mark)
+	case "mangle":
+		hl := g.f("TTL --ttl", "HL --hl")
+		if g.v6 && (hook == "PREROUTING" || hook == "INPUT" || hook == "user") {
+			// A sum that the kernel keeps of the whole packet goes wrong by these
+			// when they change IPv6's header, and what is for the router is lost.
+			return pickOne(g, mark, connmark, " -j DROP", " -j ACCEPT")
+		}
+		return pickOne(g, mark, mark, mark, connmark, connmark, " -j TOS --set-tos 0x10/0xff", " -j DSCP --set-dscp 0x0a",
+			" -j "+hl+pickOne(g, "-set 64", "-dec 1", "-inc 5", "-dec 63", "-set 1"), " -j DROP", " -j ACCEPT")
+	case "nat":
+		return g.nat(hook)
+	case "security":
+		return pickOne(g, " -j ACCEPT", " -j DROP", connmark, " -j LOG")
+	}
+	return pickOne(g, " -j ACCEPT", " -j ACCEPT", " -j DROP", reject, reject, connmark, mark)
+}
+
+func (g *generator) nat(hook string) string {
+	to := func(v4, v6 string) string { return g.f(v4, v6) }
+	switch hook {
+	case "PREROUTING", "OUTPUT":
+		return pickOne(g,
+			" -j DNAT --to-destination "+to("10.2.0.2", "fd02::2"), " -j DNAT --to-destination "+to("9.9.9.9", "2001:db8::9"),
+			" -j DNAT --to-destination "+to("10.1.0.3", "fd01::3"), " -j DNAT --to-destination "+to("10.1.0.1", "fd01::1"),
+			" -j DNAT --to-destination "+to("10.2.0.20-10.2.0.29", "fd02::20-fd02::29"),
+			" -p udp -j DNAT --to-destination "+to("10.2.0.2:8053", "[fd02::2]:8053"), " -p tcp -j DNAT --to-destination "+to("10.2.0.2:8080-8080", "[fd02::2]:8080-8080"),
+			" -j REDIRECT", " -p tcp -j REDIRECT --to-ports 80", " -p udp -j REDIRECT --to-ports 53", " -j ACCEPT")
+	case "POSTROUTING":
+		return pickOne(g, " -j MASQUERADE", " -j MASQUERADE",
+			" -j SNAT --to-source "+to("10.2.0.1", "fd02::1"), " -j SNAT --to-source "+to("10.2.0.77", "fd02::77"),
+			" -j SNAT --to-source "+to("10.2.0.20-10.2.0.29", "fd02::20-fd02::29"), " -j SNAT --to-source "+to("10.2.0.20-10.2.0.29", "fd02::20-fd02::29")+" --persistent",
+			" -p udp -j SNAT --to-source "+to("10.2.0.77:7000", "[fd02::77]:7000"), " -p tcp -j MASQUERADE --to-ports 7000", " -j ACCEPT")
+	case "INPUT":
+		return pickOne(g, " -j SNAT --to-source "+to("10.1.0.50", "fd01::50"), " -j ACCEPT", " -j RETURN")
+	}
+	return pickOne(g, " -j ACCEPT", " -j RETURN", " -j LOG")
+}
+
+// genFlow is who talks to whom.
+type genFlow struct {
+	dev, proto   string
+	src, dst     string
+	sport, dport int
+	cseq, sseq   uint32
+	sent         []int // numbers of its client's frames
+	back         []int // and of its server's
+}
+
+func (g *generator) flow() *genFlow {
+	f := &genFlow{cseq: g.Uint32(), sseq: g.Uint32()}
+	f.proto = pickOne(g, "udp", "udp", "tcp", "tcp", "tcp", g.f("icmp", "icmp6"), "47", "200")
+	type host struct{ dev, v4, v6 string }
+	src := pickOne(g, host{"tun0", "10.1.0.2", "fd01::2"}, host{"tun0", "10.1.0.2", "fd01::2"}, host{"tun0", "10.1.0.3", "fd01::3"},
+		host{"tun1", "9.9.9.9", "2001:db8::9"}, host{"tun1", "10.2.0.2", "fd02::2"}, host{"tun2", "10.3.0.2", "fd03::2"}, host{"tun2", "8.8.8.8", "2001:db8::8"})
+	dst := pickOne(g, host{"", "9.9.9.9", "2001:db8::9"}, host{"", "9.9.9.9", "2001:db8::9"}, host{"", "8.8.8.8", "2001:db8::8"}, host{"", "10.2.0.2", "fd02::2"}, host{"", "10.1.0.2", "fd01::2"},
+		host{"", "10.1.0.1", "fd01::1"}, host{"", "10.2.0.1", "fd02::1"}, host{"", "10.3.0.2", "fd03::2"}, host{"", "10.50.0.1", "fd50::1"}, host{"", "10.51.0.1", "fd40::1"},
+		host{"", "10.1.0.255", "fd01::ff"}, host{"", "10.2.0.7", "fd02::7"})
+	f.dev, f.src, f.dst = src.dev, g.f(src.v4, src.v6), g.f(dst.v4, dst.v6)
+	if f.src == f.dst {
+		return g.flow() // a connection that is its own reply
+	}
+	f.sport, f.dport = pickOne(g, 5000, 5001, 500, 40000), pickOne(g, 53, 80, 9, 5000)
+	return f
+}
+
+func (f *genFlow) ported() bool { return f.proto == "udp" || f.proto == "tcp" }
+
+func endText(addr string, port int) string {
+	if strings.Contains(addr, ":") {
+		return fmt.Sprintf("[%s]:%d", addr, port)
+	}
+	return fmt.Sprintf("%s:%d", addr, port)
+}
+
+func (f *genFlow) forward() string {
+	if f.ported() {
+		return fmt.Sprintf("%s %s > %s", f.proto, endText(f.src, f.sport), endText(f.dst, f.dport))
+	}
+	return fmt.Sprintf("%s %s > %s", f.proto, f.src, f.dst)
+}
+
+func (g *generator) add(line string) int {
+	g.n++
+	g.lines = append(g.lines, line)
+	return g.n
+}
+
+// header is what a packet may have of its own.
+func (g *generator) header() string {
+	var b strings.Builder
+	if g.chance(15) {
+		fmt.Fprintf(&b, " ttl=%d", pickOne(g, 1, 2, 3, 65, 255))
+	}
+	if g.chance(12) {
+		fmt.Fprintf(&b, " tos=%d", pickOne(g, 0x10, 0x28, 0x02, 0xb8))
+	}
+	if !g.v6 && g.chance(25) {
+		b.WriteString(" df")
+	}
+	if g.chance(2) {
+		b.WriteString(" badcsum")
+	}
+	if !g.v6 && g.chance(60) {
+		fmt.Fprintf(&b, " ipid=%d", g.IntN(60000)+1)
+	}
+	return b.String()
+}
+
+func (g *generator) size() string {
+	return pickOne(g, "", " len=1", " len=20", " len=56", " len=56", " len=100", " len=1000", " len=1380", " len=1452")
+}
+
+func (g *generator) event() {
+	f := pickOne(g, g.flows...)
+	switch {
+	case len(f.sent) == 0 || g.chance(35):
+		g.client(f)
+	case g.chance(70):
+		g.server(f)
+	default:
+		g.fault(f)
+	}
+}
+
+func (g *generator) client(f *genFlow) {
+	text := fmt.Sprintf("in %s %s", f.dev, f.forward())
+	switch f.proto {
+	case "tcp":
+		text += g.segment(f, &f.cseq, f.sseq, len(f.sent) == 0, false)
+	case "icmp", "icmp6":
+		text += fmt.Sprintf(" id=%d seq=%d", f.sport, len(f.sent)) + g.size()
+		if g.chance(5) {
+			text += g.f(" type=0", " type=129")
+		}
+	case "47":
+		text += " hex=0000080045"
+	default:
+		text += g.size()
+	}
+	text += g.header()
+	if f.proto != "tcp" && f.proto != "47" && g.chance(8) {
+		text = strings.Replace(text, " badcsum", "", 1)
+		text += fmt.Sprintf(" len=%d cut=%d ipid=%d", 1600+g.IntN(1000), pickOne(g, 8, 600, 1200), g.IntN(60000)+1)
+	}
+	f.sent = append(f.sent, g.add(text))
+}
+
+// segment is flags and numbers of the next segment, mostly a sensible one.
+func (g *generator) segment(f *genFlow, seq *uint32, ack uint32, first, server bool) string {
+	s := *seq
+	switch {
+	case first && g.chance(90):
+		*seq++
+		if server {
+			return fmt.Sprintf(" SA seq=%d ack=%d mss=1460", s, ack)
+		}
+		return fmt.Sprintf(" S seq=%d mss=1460", s)
+	case g.chance(10):
+		*seq++
+		return fmt.Sprintf(" FA seq=%d ack=%d", s, ack)
+	case g.chance(8):
+		return fmt.Sprintf(" %s seq=%d ack=%d", pickOne(g, "R", "RA"), s, ack)
+	case g.chance(6):
+		return fmt.Sprintf(" %s seq=%d ack=%d", pickOne(g, "S", "SA", "A", "FPU", ".", "PA", "SF"), g.Uint32(), g.Uint32())
+	case g.chance(50):
+		n := 1 + g.IntN(200)
+		*seq += uint32(n)
+		return fmt.Sprintf(" PA seq=%d ack=%d len=%d win=%d", s, ack, n, pickOne(g, 65535, 500, 0))
+	}
+	return fmt.Sprintf(" A seq=%d ack=%d", s, ack)
+}
+
+func (g *generator) server(f *genFlow) {
+	n := pickOne(g, f.sent...)
+	dev := fmt.Sprintf("@%d", n)
+	if g.chance(4) {
+		dev = pickOne(g, "tun0", "tun1", "tun2")
+	}
+	text := fmt.Sprintf("in %s %s @%d.dst > @%d.src", dev, f.proto, n, n)
+	switch f.proto {
+	case "tcp":
+		text += g.segment(f, &f.sseq, f.cseq, len(f.back) == 0, true)
+	case "icmp", "icmp6":
+		text = fmt.Sprintf("in %s %s @%d.daddr > @%d.saddr type=%s id=@%d.id seq=0", dev, f.proto, n, n, g.f("0", "129"), n) + g.size()
+	case "47":
+		text += " hex=0000080045"
+	default:
+		text += g.size()
+	}
+	f.back = append(f.back, g.add(text+g.header()))
+}
+
+// fault is an ICMP error about a frame that was forwarded, from a router on its way.
+func (g *generator) fault(f *genFlow) {
+	about := f.sent
+	if len(f.back) > 0 && g.chance(40) {
+		about = f.back
+	}
+	n := pickOne(g, about...)
+	from := g.f(pickOne(g, "10.2.0.2", "7.7.7.7", "10.1.0.2"), pickOne(g, "fd02::2", "2001:db8:7::7", "fd01::2"))
+	if g.chance(30) {
+		from = fmt.Sprintf("@%d.daddr", n)
+	}
+	// Not those that tell an MTU: what Linux learns from one about the router's
+	// own packets it keeps, for all that go the same way, into the next scenario.
+	kind := g.f(pickOne(g, "3/3", "3/1", "11/0", "12/0", "4/0"), pickOne(g, "1/4", "1/0", "3/0", "4/1"))
+	quote := pickOne(g, "quote", "quote", "quote"+g.f("28", "48"), "quote"+g.f("40", "60"))
+	g.add(fmt.Sprintf("in @%d %s @%d.placeholder type=%s @%d.%s", n, g.f("icmp", "icmp6"), n, kind, n, quote) + g.header())
+	last := &g.lines[len(g.lines)-1]
+	*last = strings.Replace(*last, fmt.Sprintf("@%d.placeholder", n), fmt.Sprintf("%s > @%d.saddr", from, n), 1)
+}
