@@ -79,13 +79,13 @@ func OpenPcap(cfg PcapConfig) (*Pcap, error) {
 	}
 	if cfg.Read != "" {
 		if err := l.openRead(cfg.Read); err != nil {
-			return nil, fmt.Errorf("interface %s: %w", cfg.Name, err)
+			return nil, err
 		}
 	}
 	if cfg.Write != "" {
 		if err := l.openWrite(cfg); err != nil {
 			l.Close()
-			return nil, fmt.Errorf("interface %s: %w", cfg.Name, err)
+			return nil, err
 		}
 	}
 	return l, nil

@@ -75,7 +75,7 @@ func OpenTUN(cfg TUNConfig) (*TUN, error) {
 	}
 	ns, err := host.OpenNamespace(end.NetNS)
 	if err != nil {
-		return nil, fmt.Errorf("interface %s: %w", cfg.Name, err)
+		return nil, err
 	}
 	t := &TUN{ns: ns}
 	if cfg.Offload {
@@ -84,7 +84,7 @@ func OpenTUN(cfg TUNConfig) (*TUN, error) {
 	t.iface.Store(packet.NewIface(cfg.Index, cfg.Name, cfg.MTU))
 	if err := ns.Do(func() error { return t.open(&cfg, &end) }); err != nil {
 		t.Close()
-		return nil, fmt.Errorf("interface %s: %w", cfg.Name, err)
+		return nil, err
 	}
 	return t, nil
 }

@@ -7,10 +7,8 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"strings"
-	"syscall"
 
 	"github.com/spf13/cobra"
 )
@@ -30,17 +28,13 @@ func start(argv []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	if b, ok := borrowed(argv); ok {
 		return b.run(context.Background(), stdin, stdout, stderr)
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
-	context.AfterFunc(ctx, stop) // a second signal ends a program that does not end by the first
-
 	app := &app{stdin: stdin, stdout: stdout, stderr: stderr}
 	root := app.command()
 	root.SetArgs(argv[1:])
 	root.SetIn(stdin)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	err := root.ExecuteContext(ctx)
+	err := root.ExecuteContext(context.Background())
 	var status exitStatus
 	switch {
 	case err == nil:

@@ -71,11 +71,14 @@ type daemon struct {
 }
 
 func (d *daemon) run(ctx context.Context) error {
-	cfg, err := load(d.file, d.stderr)
+	cfg, err := load(d.file, d.stderr) // which a signal ends, as it ends any other command
 	if err != nil {
 		return err
 	}
 	// Signals from here on are the router's: a SIGHUP must not end it while it starts.
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends a router that does not end by the first
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
 	defer signal.Stop(hup)
