@@ -16,13 +16,13 @@ const (
 func (t *Table) Housekeep(now int64) {
 	end := t.bump.Load()
 	todo := min(max(end/4, sweepMin), sweepMax)
-	limit := t.sys.max.Load()
+	// Close to full, connections that are closing or unanswered go too, until the
+	// table is no more. A limit below 100 has no such mark, as in Linux.
+	mark := t.sys.max.Load() / 100 * 95
 	for todo > 0 {
 		t.guestMu.Lock()
 		w := t.guest
 		w.Begin(now)
-		// Close to full, connections that are closing go too.
-		pressed := limit > 0 && t.count.Load() >= limit*95/100
 		n := min(todo, 1024)
 		for range n {
 			t.sweep++
@@ -39,7 +39,7 @@ func (t *Table) Housekeep(now int64) {
 			if st&Confirmed == 0 || st&Dying != 0 {
 				continue
 			}
-			if e.expiry.Load() <= now || pressed && e.closing(st) {
+			if e.expiry.Load() <= now || mark > 0 && t.count.Load() >= mark && e.closing(st) {
 				t.kill(w, e, t.sweep)
 			}
 		}

@@ -147,10 +147,18 @@ func TestPressureEndsClosingConnections(t *testing.T) {
 	if b.tbl.Count() != 1 {
 		t.Fatal("gone without need")
 	}
-	b.sysctl("max", 1)
+	for i := range 119 {
+		b.pass(fmt.Sprintf("udp 10.0.0.2:%d > 9.9.9.9:53", 6000+i))
+	}
+	b.sysctl("max", 99) // less than a hundred: no such mark
 	b.tbl.Housekeep(b.now)
-	if b.tbl.Count() != 0 {
-		t.Error("still there with the table full")
+	if n := b.tbl.Count(); n != 120 {
+		t.Errorf("%d of 120 connections with a limit of 99", n)
+	}
+	b.sysctl("max", 100)
+	b.tbl.Housekeep(b.now)
+	if n := b.tbl.Count(); n != 94 {
+		t.Errorf("%d connections are left, want 94: just below the mark of 95", n)
 	}
 }
 
