@@ -48,6 +48,7 @@ func (r *Router) replay(ctx context.Context) error {
 		}
 		if start == 0 {
 			start = at
+			r.recorded.Store(start)
 		}
 		clock = max(clock, at-start)
 		r.replayed.Store(clock)
@@ -136,5 +137,10 @@ func (w *worker) readFiles() {
 	}
 }
 
-// wall turns a packet's clock into a time of day.
-func (r *Router) wall(now int64) time.Time { return r.started.Add(time.Duration(now)) }
+// wall turns a packet's clock into a time of day: a replay's is that of the captures.
+func (r *Router) wall(now int64) time.Time {
+	if start := r.recorded.Load(); start != 0 {
+		return time.Unix(0, start+now)
+	}
+	return r.started.Add(time.Duration(now))
+}

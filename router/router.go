@@ -61,6 +61,7 @@ type Router struct {
 	closed    atomic.Bool
 	replaying atomic.Bool
 	replayed  atomic.Int64 // the clock of a replay, ns
+	recorded  atomic.Int64 // when the first packet of a replay was recorded, Unix time in ns; else 0
 
 	mu        sync.Mutex // guards what follows; no packet takes it
 	cfg       *Config

@@ -8,8 +8,8 @@ import (
 	"github.com/google/gopacket/pcapgo"
 )
 
-// frames counts the packets in a capture file.
-func frames(t *testing.T, name string) int {
+// frames gives the times of the packets in a capture file, in ms since 1.7e9 s after 1970.
+func frames(t *testing.T, name string) (at []int64) {
 	t.Helper()
 	f, err := os.Open(name)
 	if err != nil {
@@ -20,11 +20,13 @@ func frames(t *testing.T, name string) int {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for n := 0; ; n++ {
-		if _, _, err := r.ReadPacketData(); err == io.EOF {
-			return n
+	for {
+		_, ci, err := r.ReadPacketData()
+		if err == io.EOF {
+			return at
 		} else if err != nil {
 			t.Fatal(err)
 		}
+		at = append(at, ci.Timestamp.UnixMilli()-1_700_000_000_000)
 	}
 }
