@@ -267,10 +267,14 @@ func (l *Local) SetAddresses(addrs []netip.Prefix) error {
 		if _, ok := l.addrs[a]; ok {
 			continue
 		}
+		var props stack.AddressProperties
+		if a.IsLoopback() {
+			props.PEB = stack.NeverPrimaryEndpoint // record route would tell it to others
+		}
 		err := l.stack.AddProtocolAddress(localNIC, tcpip.ProtocolAddress{
 			Protocol:          netProto(a),
 			AddressWithPrefix: tcpip.AddressWithPrefix{Address: tcpAddr(a), PrefixLen: p.Bits()},
-		}, stack.AddressProperties{})
+		}, props)
 		if err != nil {
 			return fmt.Errorf("address %s: %s", p, err)
 		}
