@@ -30,11 +30,11 @@ func TestPing(t *testing.T) {
 func TestTraceroute(t *testing.T) {
 	b := newBed(t, "")
 	b.Need("traceroute")
-	out := b.client.Must("traceroute", "-n", "-q", "1", "-N", "1", "-w", "2", "198.51.100.2")
+	out := b.client.Must("traceroute", "-n", "-q", "1", "-N", "1", "-w", "5", "198.51.100.2")
 	if hops := strings.Split(strings.TrimSpace(out), "\n"); len(hops) != 3 || !strings.Contains(hops[1], "10.0.1.1") || !strings.Contains(hops[2], "198.51.100.2") {
 		t.Errorf("IPv4:\n%s", out)
 	}
-	out = b.client.Must("traceroute", "-6", "-n", "-q", "1", "-N", "1", "-w", "2", "fd00:2::2")
+	out = b.client.Must("traceroute", "-6", "-n", "-q", "1", "-N", "1", "-w", "5", "fd00:2::2")
 	if hops := strings.Split(strings.TrimSpace(out), "\n"); len(hops) != 3 || !strings.Contains(hops[1], "fd00:1::1") || !strings.Contains(hops[2], "fd00:2::2") {
 		t.Errorf("IPv6:\n%s", out)
 	}

@@ -132,6 +132,9 @@ type = "unreachable"
 [[route]]
 to = "fd00:d::/64"
 type = "prohibit"
+[sysctl]
+"net.ipv4.icmp_ratelimit" = 0
+"net.ipv6.icmp.ratelimit" = 0
 `)
 	for addr, want := range map[string]error{
 		"192.0.2.17:80":  syscall.EHOSTUNREACH,

@@ -85,6 +85,14 @@ func (l *Lab) SluiceCommand(config string, wrap []string, flags ...string) *Slui
 	args = append(args, flags...)
 	c := exec.Command(args[0], args[1:]...)
 	s.Proc = l.StartCommand(c)
+	l.T.Cleanup(func() {
+		if !l.T.Failed() {
+			return
+		}
+		if out, _, code := s.Tool("status"); code == 0 {
+			l.T.Logf("the router at the end:\n%s", out)
+		}
+	})
 	return s
 }
 
