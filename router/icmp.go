@@ -86,7 +86,15 @@ func (w *worker) redirect(p *packet.Packet) {
 	if !w.r.redirects.allow(p.Src(), w.now) {
 		return
 	}
+	// It goes before the packet does, whose connection NAT has not decided on
+	// if it is new.
+	n := len(w.outq)
 	w.icmpError(p, 5, 1, binary.BigEndian.Uint32(p.Route.NextHop[:4]))
+	if len(w.outq) > n {
+		e := w.outq[n]
+		w.outq = w.outq[:n]
+		w.sendOwn(e)
+	}
 }
 
 // scope6 refuses what ip6_forward refuses by address.

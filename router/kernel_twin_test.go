@@ -234,7 +234,9 @@ func (x *kernelSide) do(st *step, frames [][]byte, _ int) (out []sent) {
 		network, from, to, payload := parseSend(x.t, st.text)
 		fd := x.socket(network, from)
 		_, sa := sockaddr(to)
-		unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT)
+		if network == "udp" {
+			unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT)
+		}
 		unix.Connect(fd, sa)
 		if network == "udp" {
 			unix.Write(fd, payload)

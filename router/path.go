@@ -152,10 +152,25 @@ func (w *worker) output(p *packet.Packet) bool {
 	if !w.routeOut(p) {
 		return false
 	}
+	w.outDev = nil
 	if done, ok := w.run(hooks.Output, p); done {
 		return ok
 	}
+	if w.outDev != nil {
+		p.Out = w.outDev
+	}
 	return w.postrouting(p)
+}
+
+// reroute is the routing decision again, after a change in OUTPUT. The rules of
+// that hook go on seeing the interface of the first one.
+func (w *worker) reroute(p *packet.Packet) bool {
+	first := p.Out
+	if !w.routeOut(p) {
+		return false
+	}
+	w.outDev, p.Out = p.Out, first
+	return true
 }
 
 // routeOut is the routing decision for a packet of the router's own.

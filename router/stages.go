@@ -66,7 +66,7 @@ func (w *worker) mangle(h hooks.Hook) hooks.Func {
 		src, dst, mark, tos := p.Src(), p.Dst(), p.Mark, p.TOS()
 		v := walk(p)
 		if v == hooks.Accept && (p.Mark != mark || p.TOS() != tos || p.Src() != src || p.Dst() != dst) {
-			v = verdict(w.routeOut(p))
+			v = verdict(w.reroute(p))
 		}
 		return v
 	}
@@ -84,7 +84,7 @@ func (w *worker) translate(h hooks.Hook) hooks.Func {
 		dst := p.Dst()
 		v := nat.Hook(w.r.nat, w.ct, p, uint8(h), walk)
 		if v == hooks.Accept && p.Dst() != dst {
-			v = verdict(w.routeOut(p))
+			v = verdict(w.reroute(p))
 		}
 		return v
 	}

@@ -49,6 +49,7 @@ type worker struct {
 	outq    []*packet.Packet // made by the router, waiting to pass OUTPUT
 	logBuf  []byte
 	options packet.IPOptions // of the packet at hand
+	outDev  *packet.Iface    // where the packet in OUTPUT was routed anew; nil: it was not
 
 	epoll, wake int
 	commands    atomic.Pointer[command]
@@ -349,16 +350,20 @@ func (w *worker) queueOutput(p *packet.Packet) {
 // settle sends what queueOutput collected, and what that caused in turn.
 func (w *worker) settle() {
 	for i := 0; i < len(w.outq); i++ {
-		p := w.outq[i]
-		p.Now, p.Worker = w.now, uint16(w.id)
-		p.Flags |= packet.Local
-		if !w.output(p) {
-			w.countDrop(p)
-		}
-		w.ct.Release(p)
-		w.free(p)
+		w.sendOwn(w.outq[i])
 	}
 	w.outq = w.outq[:0]
+}
+
+// sendOwn takes a packet that the router made to its end.
+func (w *worker) sendOwn(p *packet.Packet) {
+	p.Now, p.Worker = w.now, uint16(w.id)
+	p.Flags |= packet.Local
+	if !w.output(p) {
+		w.countDrop(p)
+	}
+	w.ct.Release(p)
+	w.free(p)
 }
 
 // drainLocal sends what the local stack wants out; false: it wants nothing.
