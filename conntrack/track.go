@@ -319,7 +319,14 @@ func (w *Worker) Release(p *packet.Packet) {
 
 // Attach gives a packet that answers old (a RST, an ICMP error) old's
 // connection, as related in the other direction.
+//
+// An answer to an untracked packet has no connection, but counts as seen: raw's
+// NOTRACK leaves it alone, and conntrack looks at it.
 func (w *Worker) Attach(p, old *packet.Packet) {
+	if old.CtInfo == packet.CtUntracked {
+		p.Ct, p.CtInfo = 0, packet.CtInvalid
+		return
+	}
 	if w.Entry(old) == nil {
 		return
 	}

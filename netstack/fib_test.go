@@ -360,7 +360,7 @@ func TestMulticastMember(t *testing.T) {
 	for dst, want := range map[string]bool{
 		"224.0.0.1": true, "224.0.0.2": false, "239.1.1.1": false,
 		"ff02::1": true, "ff01::1": true, "ff02::2": true, "ff05::2": true, "ff05::1": false, "ff02::9": false,
-		"ff02::1:ff00:1": true, "ff02::1:ff00:2": false,
+		"ff02::1:ff00:1": false, "ff02::1:ff00:2": false,
 	} {
 		p := frame4
 		src := "10.0.0.5"

@@ -177,8 +177,8 @@ func (s *Snapshot) SendRedirects(p *packet.Packet) bool {
 }
 
 // MulticastMember reports whether the router has joined the group that p is for
-// on p.In: all hosts for IPv4; all nodes, all routers and the solicited-node
-// groups of its own addresses for IPv6.
+// on p.In: all hosts for IPv4; all nodes and all routers for IPv6 (solicited-node groups
+// are joined where addresses are resolved, which is not so on a TUN device).
 func (s *Snapshot) MulticastMember(p *packet.Packet) bool {
 	if p.In == nil || p.In == s.lo {
 		return true
@@ -186,7 +186,7 @@ func (s *Snapshot) MulticastMember(p *packet.Packet) bool {
 	if p.Family == packet.IPv4 {
 		return [4]byte(p.Bytes()[16:20]) == [4]byte{224, 0, 0, 1}
 	}
-	return s.joined6(p.In, p.Dst())
+	return joined6(p.Dst())
 }
 
 // tosOf: IPv4's TOS, IPv6's traffic class.
@@ -466,19 +466,11 @@ func (s *Snapshot) input6(q *Query, r *Route) packet.Reason {
 	return 0
 }
 
-func (s *Snapshot) joined6(in *packet.Iface, g [16]byte) bool {
+func joined6(g [16]byte) bool {
 	all := [16]byte{0xff, g[1]}
 	switch all[15] = g[15]; {
 	case g == all && g[15] == 1 && g[1] <= 2, g == all && g[15] == 2 && (g[1] <= 2 || g[1] == 5):
 		return true
-	}
-	if [13]byte(g[:13]) != [13]byte{0xff, 2, 11: 1, 12: 0xff} {
-		return false
-	}
-	for _, a := range s.Addrs(in.Index) {
-		if b := a.Prefix.Addr().As16(); a.Prefix.Addr().Is6() && [3]byte(b[13:]) == [3]byte(g[13:]) {
-			return true
-		}
 	}
 	return false
 }

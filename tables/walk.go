@@ -190,6 +190,7 @@ func (pr *Program) Run(c *Context, t TableID, p *packet.Packet) hooks.Verdict {
 		}
 		switch res {
 		case Continue:
+			size = uint64(p.Len()) // TCPMSS may have added to it
 			if c.Hotdrop {
 				p.Reason = reasonHotdrop
 				return hooks.Drop

@@ -42,6 +42,9 @@ func passesReversePath(c *tables.Context, p *packet.Packet, loose, mark, local b
 	}
 	src, dst := p.Src(), p.Dst()
 	if p.Family == packet.IPv4 {
+		if src[0] == 0 && dst == [16]byte{255, 255, 255, 255} {
+			return true // who asks for an address
+		}
 		if dst[0]&0xf0 == 0xe0 && src[0] == 0 {
 			return dst[0] == 224 && dst[1] == 0 && dst[2] == 0
 		}
