@@ -274,7 +274,11 @@ func (x *tool) apply(c *command, rs *tables.Ruleset) error {
 		}
 		return t.RenameChain(c.chain, c.name)
 	case c.is(cmdPolicy):
-		return setPolicy(t, c.chain, c.policy, c.counters)
+		n := c.counters
+		if n == nil {
+			n = &tables.Counter{} // the policy starts anew, also where it stays the same
+		}
+		return setPolicy(t, c.chain, c.policy, n)
 	}
 	return nil
 }
