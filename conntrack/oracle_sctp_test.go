@@ -6,7 +6,6 @@ import (
 	"os"
 	"strconv"
 	"testing"
-	"time"
 )
 
 // TestRandomSCTPAgainstTheKernel plays associations that go wrong in random
@@ -18,7 +17,7 @@ func TestRandomSCTPAgainstTheKernel(t *testing.T) {
 	} else if testing.Short() {
 		rounds = 3
 	}
-	seed := uint64(time.Now().UnixNano())
+	seed := uint64(1) // the same each time: a change is judged by what it changes
 	if n, err := strconv.ParseUint(os.Getenv("SLUICE_SEED"), 10, 64); err == nil {
 		seed = n
 	}
