@@ -11,7 +11,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"sluice/conntrack"
 	"sluice/internal/conntrackcmd"
