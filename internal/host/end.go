@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -62,7 +63,26 @@ func Apply(ns *Namespace, name string, end *End) error {
 			return errors.New(b.String())
 		}
 	}
+	if len(steps) > 0 {
+		settle(h, end)
+	}
 	return nil
+}
+
+// settle waits until the kernel delivers to its new IPv6 addresses: they become
+// local some milliseconds after they were added, and until then it drops what
+// is for them.
+func settle(h *netlink.Handle, end *End) {
+	limit := time.Now().Add(time.Second)
+	for _, p := range end.Addresses {
+		for p.Addr().Is6() && time.Now().Before(limit) {
+			r, err := h.RouteGet(p.Addr().AsSlice())
+			if err == nil && len(r) > 0 && r[0].Type == unix.RTN_LOCAL {
+				break
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}
 }
 
 // step is one change, and the `ip` command that does the same.
