@@ -39,3 +39,22 @@ func TestDemo(t *testing.T) {
 		t.Errorf("left behind: %v, %v", left, err)
 	}
 }
+
+// TestDemoWithoutRoot runs it as an ordinary user, in a user namespace.
+func TestDemoWithoutRoot(t *testing.T) {
+	b := newBox(t)
+	b.Need("ping", "traceroute", "curl", "iperf3", "python3", "bash", "unshare")
+	wrap := b.wrap("0666", ordinary)
+	if out, err := exec.Command(wrap[0], append(wrap[1:], "sh", "-c", "cd $PWD/.. && test -r e2e/demo.sh && unshare -Urnm true")...).CombinedOutput(); err != nil {
+		t.Skipf("ordinary users may not read this or not make user namespaces here: %v\n%s", err, out)
+	}
+	c := exec.Command(wrap[0], append(wrap[1:], "bash", "demo.sh")...)
+	c.Env = append(os.Environ(), "SLUICE="+lab.Binary(t), "TMPDIR="+b.Dir+"/run")
+	p := b.StartCommand(c)
+	if err := p.Wait(6 * deadline); err != nil || !strings.Contains(p.Output(), "its devices are gone") {
+		t.Errorf("the demo ended with %v", err)
+	}
+	if left, err := os.ReadDir(b.Dir + "/run"); err != nil || len(left) != 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}

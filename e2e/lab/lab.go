@@ -147,6 +147,9 @@ func (ns *NS) command(ctx context.Context, args []string) *exec.Cmd {
 func (ns *NS) Run(args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
+	// Pdeathsig is tied to the thread that starts the process, and threads that were in a namespace end.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	out, err := ns.command(ctx, args).CombinedOutput()
 	return string(out), err
 }
@@ -252,7 +255,7 @@ func (l *Lab) start(c *exec.Cmd) *Proc {
 	p := &Proc{Cmd: c, l: l, done: make(chan struct{})}
 	c.Stdout, c.Stderr = p, p
 	started := make(chan error)
-	go func() { // Pdeathsig is tied to the thread that starts the process
+	go func() { // see Run
 		runtime.LockOSThread()
 		err := c.Start()
 		started <- err
