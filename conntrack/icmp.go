@@ -70,11 +70,8 @@ func (w *Worker) related(p *packet.Packet, inner []byte, tmpl *Template) bool {
 		return w.badICMP(p, "the quoted packet is not whole")
 	}
 	e, idx, d := t.lookup(&inv, t.hashTuple(&inv), w.now)
-	if e == nil {
-		if _, rz := tmpl.zones(); rz != zone {
-			inv.Zone = rz
-			e, idx, d = t.lookup(&inv, t.hashTuple(&inv), w.now)
-		}
+	if _, rz := tmpl.zones(); rz != zone {
+		e, idx, d = t.lookupOther(&inv, rz, w.now, e, idx, d)
 	}
 	if e == nil {
 		return w.badICMP(p, "no connection for the quoted packet")

@@ -72,10 +72,8 @@ func (w *Worker) resolve(p *packet.Packet, tmpl *Template) (*Entry, uint32, bool
 	}
 	h := t.hashTuple(&u)
 	e, idx, d := t.lookup(&u, h, w.now)
-	if e == nil && rz != oz {
-		u.Zone = rz
-		e, idx, d = t.lookup(&u, t.hashTuple(&u), w.now)
-		u.Zone = oz
+	if rz != oz {
+		e, idx, d = t.lookupOther(&u, rz, w.now, e, idx, d)
 	}
 	if e == nil {
 		if e, idx = w.create(p, &u, h, tmpl, rz); e == nil {
@@ -95,6 +93,21 @@ func (w *Worker) resolve(p *packet.Packet, tmpl *Template) (*Entry, uint32, bool
 		p.CtInfo = packet.CtNew
 	}
 	return e, idx, true
+}
+
+// lookupOther goes on where a template has a zone for one direction alone: of
+// what was found in the zone of the original direction only that direction
+// counts, and in rz, the other one's, only the other.
+func (t *Table) lookupOther(u *Tuple, rz uint16, now int64, e *Entry, idx uint32, d Dir) (*Entry, uint32, Dir) {
+	if e != nil && d == Original {
+		return e, idx, d
+	}
+	v := *u
+	v.Zone = rz
+	if e, idx, d = t.lookup(&v, t.hashTuple(&v), now); e == nil || d == Original {
+		return nil, 0, d
+	}
+	return e, idx, d
 }
 
 // create makes the unconfirmed connection of a first packet; nil with
@@ -333,33 +346,6 @@ func (w *Worker) Attach(p, old *packet.Packet) {
 	p.Ct = old.Ct
 	if p.CtInfo = packet.CtRelatedReply; old.CtInfo.Reply() {
 		p.CtInfo = packet.CtRelated
-	}
-}
-
-// AttachError does what Attach does for an ICMP error of the local stack that
-// speaks of a protocol nobody knows: it has the connection of the packet that it
-// quotes. (Linux lets go of that before it looks for a socket, so an error
-// about a port has none.)
-func (w *Worker) AttachError(p *packet.Packet) {
-	b := p.Transport()
-	if p.Ct != 0 || !isICMP(p.Family, p.Proto) || len(b) < 8 {
-		return
-	}
-	if p.Family == packet.IPv4 && (b[0] != 3 || b[1] != 2) || p.Family == packet.IPv6 && (b[0] != 4 || b[1] != 1) {
-		return
-	}
-	u, _, ok := w.t.InnerTuple(b[8:], p.Family, 0)
-	if !ok {
-		return
-	}
-	if u, ok = u.Invert(); !ok {
-		return
-	}
-	if e, idx, d := w.t.lookup(&u, w.t.hashTuple(&u), w.now); e != nil {
-		p.Ct = idx
-		if p.CtInfo = packet.CtRelated; d == Reply {
-			p.CtInfo = packet.CtRelatedReply
-		}
 	}
 }
 

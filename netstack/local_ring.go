@@ -243,6 +243,9 @@ func (l *LocalRings) Get(worker int, p *packet.Packet) bool {
 		if p.Parse() != 0 {
 			continue // the stack makes no such packet
 		}
+		if !rec.hasOwner && (p.Family == packet.IPv4 || p.Proto == packet.ProtoICMPv6) {
+			p.Flags |= packet.SystemSocket
+		}
 		if rec.hasOwner {
 			p.Flags |= packet.HasOwner
 			p.UID, p.GID = rec.owner.UID, rec.owner.GID

@@ -69,6 +69,9 @@ const (
 	// transport header: conntrack calls such a packet invalid, a rule that names
 	// a protocol drops it.
 	BadHeaders
+	// SystemSocket: of the router's own accord, through a socket that no program
+	// has, as Linux sends ICMP, and resets for closed ports over IPv4.
+	SystemSocket
 )
 
 // PktType is the link-level destination class, as `-m pkttype` sees it (linux/if_packet.h values).

@@ -233,6 +233,25 @@ func (p *Packet) view6(b []byte) {
 	p.Flags = f
 }
 
+// NextHeaderAt is the offset of the field of an IPv6 packet that names its
+// transport protocol: in the last header before that. The extension headers
+// must be whole (no BadHeaders).
+func (p *Packet) NextHeaderAt() int {
+	b := p.Bytes()
+	field, at := 6, 40
+	for Extension(b[field]) && at+8 <= len(b) {
+		n := int(b[at+1])*8 + 8
+		switch b[field] {
+		case fragmentH:
+			n = 8
+		case ProtoAH:
+			n = int(b[at+1])*4 + 8
+		}
+		field, at = at, at+n
+	}
+	return field
+}
+
 // ParseL4 fills the view again after a rewrite that changed the packet's
 // structure. The network header must be whole and its lengths true. A partial
 // checksum moves with the transport header.

@@ -40,6 +40,7 @@ func (w *worker) icmpError(p *packet.Packet, typ, code uint8, rest uint32) {
 	} else {
 		e.SetTTL(uint8(w.r.knobs.ttl6.Load()))
 	}
+	e.Flags |= packet.SystemSocket
 	// The error belongs to the connection of the packet that caused it (nf_conntrack_attach).
 	w.ct.Attach(e, p)
 	w.icmpSent++

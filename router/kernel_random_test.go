@@ -3,6 +3,7 @@ package router
 import (
 	"fmt"
 	"math/rand/v2"
+	"regexp"
 	"strings"
 )
 
@@ -24,7 +25,7 @@ func newGenerator(seed uint64) *generator {
 var networks = [][]string{
 	nil,
 	{
-		"mtu tun1 1400", "addr tun1 10.2.0.7/24", "addr tun1 fd02::7/64",
+		"listen udp://10.1.0.1:53", "listen udp://[fd01::1]:53", "mtu tun1 1400", "addr tun1 10.2.0.7/24", "addr tun1 fd02::7/64",
 		"rule fwmark 0x1/0xf table 100", "route default via 10.3.0.2 dev tun2 table 100", "route default via fd03::2 dev tun2 table 100",
 		"rule fwmark 0x2/0xf type blackhole", "route blackhole 10.51.0.0/16", "route unreachable fd50::/64",
 	},
@@ -176,7 +177,13 @@ func (g *generator) matches(table, hook string) string {
 
 func (g *generator) extension(table, hook string) string {
 	not := g.not()
-	switch g.IntN(13) {
+	switch g.IntN(16) {
+	case 12:
+		return " -m limit --limit 1/hour --limit-burst " + pickOne(g, "1", "3")
+	case 13:
+		return " -m recent --name " + pickOne(g, "a", "b") + pickOne(g, " --set", " --set", " --rcheck", " --update", " --rcheck --hitcount 2", " --remove") + pickOne(g, "", " --rdest")
+	case 14:
+		return " -m hashlimit --hashlimit-" + pickOne(g, "upto", "above") + " 1/hour --hashlimit-burst 2 --hashlimit-name h" + fmt.Sprint(g.IntN(1000)) + pickOne(g, "", " --hashlimit-mode srcip", " --hashlimit-mode dstip,dstport")
 	case 0, 1, 2:
 		return " -m conntrack" + not + " --ctstate " + pickOne(g, "NEW", "ESTABLISHED", "RELATED", "INVALID", "UNTRACKED", "RELATED,ESTABLISHED", "NEW,INVALID", "DNAT", "SNAT", "SNAT,DNAT")
 	case 3:
@@ -227,6 +234,13 @@ func (g *generator) target(table, hook string, users []string) string {
 		return pickOne(g, " -j CT --notrack", " -j NOTRACK", " -j CT --zone 3", " -j DROP", " -j ACCEPT", mark)
 	case "mangle":
 		hl := g.f("TTL --ttl", "HL --hl")
+		if g.chance(10) {
+			clamp := " --set-mss 1200"
+			if hook != "user" && hook != "PREROUTING" && hook != "INPUT" && g.chance(50) {
+				clamp = " --clamp-mss-to-pmtu"
+			}
+			return " -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS" + clamp
+		}
 		if g.v6 && (hook == "PREROUTING" || hook == "INPUT" || hook == "user") {
 			// A sum that the kernel keeps of the whole packet goes wrong by these
 			// when they change IPv6's header, and what is for the router is lost.
@@ -236,6 +250,10 @@ func (g *generator) target(table, hook string, users []string) string {
 			" -j "+hl+pickOne(g, "-set 64", "-dec 1", "-inc 5", "-dec 63", "-set 1"), " -j DROP", " -j ACCEPT")
 	case "nat":
 		return g.nat(hook)
+	case "filter":
+		if hook == "OUTPUT" && g.chance(20) {
+			return " -m owner" + g.not() + pickOne(g, " --uid-owner 0", " --gid-owner 0", " --socket-exists") + " -j ACCEPT"
+		}
 	case "security":
 		return pickOne(g, " -j ACCEPT", " -j DROP", connmark, " -j LOG")
 	}
@@ -263,6 +281,18 @@ func (g *generator) nat(hook string) string {
 	return pickOne(g, " -j ACCEPT", " -j RETURN", " -j LOG")
 }
 
+// send has one of the router's own sockets speak.
+func (g *generator) send() {
+	port := 20000 + g.IntN(20000)
+	f := &genFlow{dev: "tun0", proto: "udp", src: pickOne(g, g.f("10.1.0.1", "fd01::1"), g.f("10.2.0.1", "fd02::1")), sport: port, dport: pickOne(g, 53, 80, 9)}
+	f.dst = pickOne(g, g.f("9.9.9.9", "2001:db8::9"), g.f("10.1.0.2", "fd01::2"), g.f("10.2.0.1", "fd02::1"), g.f("10.51.0.1", "fd40::1"))
+	f.sent = append(f.sent, g.add("send "+f.forward()+pickOne(g, " len=5", " len=1000")))
+	if len(g.flows) < 8 && g.chance(70) {
+		g.flows = append(g.flows, f)
+		g.server(f)
+	}
+}
+
 // genFlow is who talks to whom.
 type genFlow struct {
 	dev, proto   string
@@ -275,7 +305,7 @@ type genFlow struct {
 
 func (g *generator) flow() *genFlow {
 	f := &genFlow{cseq: g.Uint32(), sseq: g.Uint32()}
-	f.proto = pickOne(g, "udp", "udp", "tcp", "tcp", "tcp", g.f("icmp", "icmp6"), "47", "200")
+	f.proto = pickOne(g, "udp", "udp", "udp", "tcp", "tcp", "tcp", "tcp", g.f("icmp", "icmp6"), g.f("icmp", "icmp6"), "47", "200", "sctp", "udplite")
 	type host struct{ dev, v4, v6 string }
 	src := pickOne(g, host{"tun0", "10.1.0.2", "fd01::2"}, host{"tun0", "10.1.0.2", "fd01::2"}, host{"tun0", "10.1.0.3", "fd01::3"},
 		host{"tun1", "9.9.9.9", "2001:db8::9"}, host{"tun1", "10.2.0.2", "fd02::2"}, host{"tun2", "10.3.0.2", "fd03::2"}, host{"tun2", "8.8.8.8", "2001:db8::8"})
@@ -290,7 +320,7 @@ func (g *generator) flow() *genFlow {
 	return f
 }
 
-func (f *genFlow) ported() bool { return f.proto == "udp" || f.proto == "tcp" }
+func (f *genFlow) ported() bool { return f.proto != "icmp" && f.proto != "icmp6" && f.proto[0] > '9' }
 
 func endText(addr string, port int) string {
 	if strings.Contains(addr, ":") {
@@ -327,6 +357,12 @@ func (g *generator) header() string {
 	if g.chance(2) {
 		b.WriteString(" badcsum")
 	}
+	if !g.v6 && g.chance(3) {
+		b.WriteString(" opts=" + pickOne(g, "94040000", "01010101", "82ff"))
+	}
+	if g.v6 && g.chance(3) {
+		b.WriteString(" ext=" + pickOne(g, "hop", "dest", "dest,route"))
+	}
 	if !g.v6 && g.chance(60) {
 		fmt.Fprintf(&b, " ipid=%d", g.IntN(60000)+1)
 	}
@@ -340,7 +376,11 @@ func (g *generator) size() string {
 func (g *generator) event() {
 	f := pickOne(g, g.flows...)
 	switch {
-	case len(f.sent) == 0 || g.chance(35):
+	case g.chance(2):
+		g.lines = append(g.lines, "do conntrack "+pickOne(g, "-F", "-D -p udp", "-D -p tcp -f "+g.f("ipv4", "ipv6"), "-U -s "+g.f("10.1.0.2", "fd01::2")+" -m 1"))
+	case g.chance(6):
+		g.send()
+	case len(f.sent) == 0 || g.chance(35) && f.sport < 20000 || f.sport == 40000:
 		g.client(f)
 	case g.chance(70):
 		g.server(f)
@@ -348,6 +388,8 @@ func (g *generator) event() {
 		g.fault(f)
 	}
 }
+
+var optionWord, extWord = regexp.MustCompile(` opts=\w+`), regexp.MustCompile(` ext=[a-z,]+`)
 
 func (g *generator) client(f *genFlow) {
 	text := fmt.Sprintf("in %s %s", f.dev, f.forward())
@@ -364,9 +406,13 @@ func (g *generator) client(f *genFlow) {
 	default:
 		text += g.size()
 	}
-	text += g.header()
+	h := g.header()
+	if f.proto == "icmp" {
+		h = optionWord.ReplaceAllString(h, "") // echoed, see docs/differences.md
+	}
+	text += h
 	if f.proto != "tcp" && f.proto != "47" && g.chance(8) {
-		text = strings.Replace(text, " badcsum", "", 1)
+		text = extWord.ReplaceAllString(strings.Replace(text, " badcsum", "", 1), "")
 		text += fmt.Sprintf(" len=%d cut=%d ipid=%d", 1600+g.IntN(1000), pickOne(g, 8, 600, 1200), g.IntN(60000)+1)
 	}
 	f.sent = append(f.sent, g.add(text))
@@ -392,6 +438,10 @@ func (g *generator) segment(f *genFlow, seq *uint32, ack uint32, first, server b
 	case g.chance(50):
 		n := 1 + g.IntN(200)
 		*seq += uint32(n)
+		if g.chance(20) {
+			*seq += 3000
+			return fmt.Sprintf(" PA seq=%d ack=%d len=%d gso=%d", s, ack, n+3000, pickOne(g, 1000, 1360, 1400))
+		}
 		return fmt.Sprintf(" PA seq=%d ack=%d len=%d win=%d", s, ack, n, pickOne(g, 65535, 500, 0))
 	}
 	return fmt.Sprintf(" A seq=%d ack=%d", s, ack)

@@ -37,6 +37,7 @@ import (
 //	in tun1 udp @1.dst > @1.src                    the ends of what the first frame became
 //	in tun1 icmp 10.2.0.2 > @1.saddr type=3/1 @1.quote
 //	in tun0 udp 10.1.0.2:5000 > 10.2.0.2:53 len=2000 cut=1480     in fragments
+//	in tun0 tcp 10.1.0.2:5000 > 10.2.0.2:80 A len=9000 gso=1400     a super-packet
 //	send udp 10.2.0.1:7000 > 10.2.0.2:53 len=5     by a socket of the router's own
 //	do iptables -t nat -A POSTROUTING -j MASQUERADE
 //	-- counters --                     iptables-save -c, without what is zero
@@ -441,11 +442,19 @@ func be16(b []byte) uint16 { return uint16(b[0])<<8 | uint16(b[1]) }
 
 var cutWord = regexp.MustCompile(` cut=([\d,]+)`)
 
+var gsoWord = regexp.MustCompile(` gso=(\d+)`)
+
+// sending is a frame for a device, perhaps a super-packet.
+type sending struct {
+	b   []byte
+	gso packet.GSO
+}
+
 // frames makes the frames of an in line's description.
-func frames(desc string) ([][]byte, error) {
+func frames(desc string) (out []sending, err error) {
 	if h, ok := strings.CutPrefix(desc, "raw "); ok {
 		b, err := hex.DecodeString(strings.ReplaceAll(h, " ", ""))
-		return [][]byte{b}, err
+		return []sending{{b: b}}, err
 	}
 	if m := cutWord.FindStringSubmatch(desc); m != nil {
 		var sizes []int
@@ -456,10 +465,46 @@ func frames(desc string) ([][]byte, error) {
 			}
 			sizes = append(sizes, n)
 		}
-		return packettest.Fragments(strings.Replace(desc, m[0], "", 1), sizes...)
+		pieces, err := packettest.Fragments(strings.Replace(desc, m[0], "", 1), sizes...)
+		for _, b := range pieces {
+			out = append(out, sending{b: b})
+		}
+		return out, err
+	}
+	size := 0
+	if m := gsoWord.FindStringSubmatch(desc); m != nil {
+		desc = strings.Replace(desc, m[0], "", 1)
+		size, _ = strconv.Atoi(m[1])
 	}
 	b, err := packettest.Frame(desc)
-	return [][]byte{b}, err
+	if err != nil {
+		return nil, err
+	}
+	x := sending{b: b}
+	if size > 0 {
+		x.superPacket(size)
+	}
+	return []sending{x}, nil
+}
+
+// superPacket makes of a frame what a device with offload takes: a partial
+// checksum, to be cut into segments of size bytes.
+func (x *sending) superPacket(size int) {
+	p := reparse(x.b)
+	t := p.Transport()
+	at, n := 6, 8
+	x.gso.Type = packet.GSOUDPL4
+	if p.Proto == packet.ProtoTCP {
+		at, n, x.gso.Type = 16, p.TCPHeaderLen(), packet.GSOTCPv4
+		if p.Family == packet.IPv6 {
+			x.gso.Type = packet.GSOTCPv6
+		}
+	}
+	sum := packet.PseudoSum(p.SrcAddr().AsSlice(), p.DstAddr().AsSlice(), p.Proto, len(t))
+	t[at], t[at+1] = byte(sum>>8), byte(sum)
+	x.b = p.Bytes()
+	x.gso.NeedsCsum, x.gso.CsumStart, x.gso.CsumOffset = true, p.L4, uint16(at)
+	x.gso.HdrLen, x.gso.Size = p.L4+uint16(n), uint16(size)
 }
 
 // edited: rules change in it.
@@ -478,7 +523,7 @@ func (s *scenario) replay(o side) (diffs []string) {
 			outs = append(outs, nil)
 			continue
 		}
-		var fs [][]byte
+		var fs []sending
 		if st.verb == "in" {
 			var err error
 			if fs, err = frames(text); err != nil {

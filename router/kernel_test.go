@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"sort"
 	"strings"
 	"testing"
 	"time"
@@ -90,7 +91,7 @@ func (c *compare) run() {
 			}
 			continue
 		}
-		var kf, of [][]byte
+		var kf, of []sending
 		if cp.verb == "in" {
 			var err error
 			if kf, err = frames(kt); err == nil {
@@ -116,7 +117,7 @@ func (c *compare) run() {
 }
 
 // outputs compares what left after one step, and describes what left the kernel.
-func (c *compare) outputs(st *step, in [][]byte, ko, oo []sent) (desc []string) {
+func (c *compare) outputs(st *step, in []sending, ko, oo []sent) (desc []string) {
 	ok := len(ko) == len(oo)
 	var kd, od []string
 	why := ""
@@ -156,7 +157,7 @@ func (c *compare) anyPort(before, s string) string {
 
 // normal makes alike what Linux chooses at random in frames of its own making:
 // identifications, and what a TCP socket says when it opens a connection.
-func (c *compare) normal(in [][]byte, k, o []byte) ([]byte, []byte) {
+func (c *compare) normal(in []sending, k, o []byte) ([]byte, []byte) {
 	kp, op := reparse(k), reparse(o)
 	if kp == nil || op == nil || kp.Family != op.Family || kp.Proto != op.Proto {
 		return k, o
@@ -166,8 +167,8 @@ func (c *compare) normal(in [][]byte, k, o []byte) ([]byte, []byte) {
 	}
 	good := kp.VerifyL4()
 	randomID := func(p *packet.Packet) bool {
-		for _, b := range in {
-			if q := reparse(b); q != nil && q.FragID == p.FragID {
+		for _, f := range in {
+			if q := reparse(f.b); q != nil && q.FragID == p.FragID {
 				return false
 			}
 		}
@@ -182,14 +183,27 @@ func (c *compare) normal(in [][]byte, k, o []byte) ([]byte, []byte) {
 		plainSYN(op)
 	}
 	c.translate(op)
-	if kp.Is(packet.HasPorts) && good && kp.SrcPort() != op.SrcPort() && !hasPort(in, kp.SrcPort()) && !hasPort(in, op.SrcPort()) {
-		a, b := fmt.Sprint(op.SrcPort()), fmt.Sprint(kp.SrcPort())
-		if c.ports[a] == "" {
-			c.ports[a] = b
-			c.translate(op)
+	if kp.Is(packet.HasPorts) && good {
+		for _, x := range [][2]uint16{{kp.SrcPort(), op.SrcPort()}, {kp.DstPort(), op.DstPort()}} {
+			a := fmt.Sprint(x[1])
+			if x[0] != x[1] && portClass(x[0]) == portClass(x[1]) && !hasPort(in, x[0]) && !hasPort(in, x[1]) && c.ports[a] == "" {
+				c.ports[a] = fmt.Sprint(x[0])
+				c.translate(op)
+			}
 		}
 	}
 	return kp.Bytes(), op.Bytes()
+}
+
+// portClass is the range that NAT keeps a port in when it has to choose another.
+func portClass(p uint16) int {
+	switch {
+	case p < 512:
+		return 0
+	case p < 1024:
+		return 1
+	}
+	return 2
 }
 
 // translate names a port that was chosen at random as the kernel's choice.
@@ -208,9 +222,9 @@ func (c *compare) translate(p *packet.Packet) {
 	}
 }
 
-func hasPort(in [][]byte, port uint16) bool {
-	for _, b := range in {
-		if q := reparse(b); q != nil && q.Is(packet.HasPorts) && (q.SrcPort() == port || q.DstPort() == port) {
+func hasPort(in []sending, port uint16) bool {
+	for _, f := range in {
+		if q := reparse(f.b); q != nil && q.Is(packet.HasPorts) && (q.SrcPort() == port || q.DstPort() == port) {
 			return true
 		}
 	}
@@ -296,6 +310,7 @@ func (c *compare) dumps() {
 	for _, f := range of {
 		ol = append(ol, f.text)
 	}
+	c.pairPorts(kl, ol)
 	if d := diffLines(kl, ol); d != "" {
 		c.differ("connections differ (- kernel, + ours):\n%s", d)
 	} else {
@@ -307,6 +322,34 @@ func (c *compare) dumps() {
 	}
 	want[1] = c.anyPort("port=", joinLines(kl))
 	c.s.want = want
+}
+
+var replyPort = regexp.MustCompile(`^(.* dport=)(\d+)( .*)$`)
+
+// pairPorts makes connections alike that differ in nothing but the port that
+// NAT chose for the client, which no frame may have told yet.
+func (c *compare) pairPorts(k, o []string) {
+	for i, kl := range k {
+		if slices.Contains(o, kl) {
+			continue
+		}
+		km := replyPort.FindStringSubmatch(kl)
+		for j, ol := range o {
+			om := replyPort.FindStringSubmatch(ol)
+			if km == nil || om == nil || km[1] != om[1] || km[3] != om[3] || slices.Contains(k, ol) {
+				continue
+			}
+			var kp, op uint16
+			fmt.Sscan(km[2], &kp)
+			fmt.Sscan(om[2], &op)
+			if portClass(kp) == portClass(op) && !strings.Contains(kl, "sport="+km[2]+" ") && !strings.Contains(ol, "sport="+om[2]+" ") {
+				c.ports[om[2]] = km[2]
+				o[j] = k[i]
+				break
+			}
+		}
+	}
+	sort.Strings(o)
 }
 
 // diffLines tells the lines that only one has, "" if none; order counts among equal ones.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -27,7 +28,7 @@ import (
 // A side is a router that a scenario happens to.
 type side interface {
 	// do makes one step; more is how many frames it is known to bring, at least.
-	do(st *step, frames [][]byte, more int) []sent
+	do(st *step, frames []sending, more int) []sent
 	// tables is iptables-save -c of a family, flows is conntrack -L.
 	tables(family uint8) string
 	flows() string
@@ -38,6 +39,8 @@ type kernelSide struct {
 	t  testing.TB
 	k  *packettest.Kernel
 	ns string // the namespace's name to the kernel
+
+	senders []int // sockets of send lines, open until the next scenario
 }
 
 // namespace is the network namespace that the calling thread is in.
@@ -102,6 +105,7 @@ func newKernelSide(t testing.TB, s *scenario, r *Router) *kernelSide {
 			x.listen(network, netip.MustParseAddrPort(addr))
 		}
 	}
+	t.Cleanup(x.closeSenders)
 	if why := x.load(s); why != "" {
 		t.Fatal(why)
 	}
@@ -160,11 +164,16 @@ func (x *kernelSide) sysctls(r *Router) {
 		}
 	}
 	x.k.Sysctl("net/ipv6/auto_flowlabels=0")
+	x.k.Sysctl("net/ipv4/ip_early_demux=0") // or what a connected socket gets is not asked about its source
 }
 
 // load makes the rules the scenario's and forgets all connections; it gives why
 // the rules are refused.
 func (x *kernelSide) load(s *scenario) string {
+	x.closeSenders()
+	if all := strings.Join(slices.Concat(s.rules[0], s.rules[1]), " "); strings.Contains(all, "hashlimit") || strings.Contains(all, "recent") {
+		x.load(&scenario{}) // lets go of what the rules before knew under these names
+	}
 	for f, cmd := range []string{"iptables-legacy-restore", "ip6tables-legacy-restore"} {
 		c := x.command(cmd)
 		c.Stdin = strings.NewReader(restore(s.rules[f]))
@@ -174,6 +183,13 @@ func (x *kernelSide) load(s *scenario) string {
 	}
 	x.command("conntrack", "-F").Run()
 	return ""
+}
+
+func (x *kernelSide) closeSenders() {
+	for _, fd := range x.senders {
+		unix.Close(fd)
+	}
+	x.senders = nil
 }
 
 func (x *kernelSide) pipe(line, in string) string {
@@ -206,7 +222,6 @@ func (x *kernelSide) socket(network string, a netip.AddrPort) int {
 	if err != nil {
 		x.t.Fatal(err)
 	}
-	x.t.Cleanup(func() { unix.Close(fd) })
 	unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
 	if err := unix.Bind(fd, sa); err != nil {
 		x.t.Fatalf("%s %s: %v", network, a, err)
@@ -216,6 +231,7 @@ func (x *kernelSide) socket(network string, a netip.AddrPort) int {
 
 func (x *kernelSide) listen(network string, a netip.AddrPort) {
 	fd := x.socket(network, a)
+	x.t.Cleanup(func() { unix.Close(fd) })
 	if network == "tcp" {
 		if err := unix.Listen(fd, 10); err != nil {
 			x.t.Fatal(err)
@@ -223,7 +239,7 @@ func (x *kernelSide) listen(network string, a netip.AddrPort) {
 	}
 }
 
-func (x *kernelSide) do(st *step, frames [][]byte, _ int) (out []sent) {
+func (x *kernelSide) do(st *step, frames []sending, _ int) (out []sent) {
 	x.t.Helper()
 	switch st.verb {
 	case "do":
@@ -233,6 +249,7 @@ func (x *kernelSide) do(st *step, frames [][]byte, _ int) (out []sent) {
 	case "send":
 		network, from, to, payload := parseSend(x.t, st.text)
 		fd := x.socket(network, from)
+		x.senders = append(x.senders, fd)
 		_, sa := sockaddr(to)
 		if network == "udp" {
 			unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT)
@@ -244,7 +261,7 @@ func (x *kernelSide) do(st *step, frames [][]byte, _ int) (out []sent) {
 	default:
 		dev := int(st.dev[3] - '0')
 		for _, f := range frames {
-			x.k.Send(dev, f)
+			x.k.SendGSO(dev, f.gso, f.b)
 		}
 	}
 	for i := range 3 {
@@ -304,10 +321,16 @@ func tryOurSide(t testing.TB, s *scenario) (*ourSide, error) {
 		return nil, err
 	}
 	b, err := openBed(t, cfg, 1)
-	return &ourSide{b, t}, err
+	if err != nil {
+		return nil, err
+	}
+	for _, l := range b.links {
+		l.split = true
+	}
+	return &ourSide{b, t}, nil
 }
 
-func (x *ourSide) do(st *step, frames [][]byte, more int) (out []sent) {
+func (x *ourSide) do(st *step, frames []sending, more int) (out []sent) {
 	x.t.Helper()
 	for _, l := range x.links {
 		l.out, l.gso = nil, nil
@@ -329,7 +352,8 @@ func (x *ourSide) do(st *step, frames [][]byte, more int) (out []sent) {
 			w.begin(x.r.clock())
 			for _, f := range frames {
 				w.batch[0].Reset()
-				w.batch[0].SetBytes(f)
+				w.batch[0].SetBytes(f.b)
+				w.batch[0].GSO = f.gso
 				w.burst(w.port(x.links[st.dev].iface), w.batch[:1])
 			}
 			w.end()

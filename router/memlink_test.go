@@ -15,6 +15,7 @@ type memLink struct {
 	out   [][]byte
 	gso   []packet.GSO
 	keep  bool // keep what is sent
+	split bool // a device without offload: super-packets are cut for it
 }
 
 func (l *memLink) Iface() *packet.Iface     { return l.iface }
@@ -35,6 +36,12 @@ func (l *memLink) Read(p *packet.Packet) error {
 }
 
 func (l *memLink) Write(p *packet.Packet) error {
+	if l.split && (p.GSO.Type != packet.GSONone || p.GSO.NeedsCsum) {
+		q := packet.New()
+		q.Copy(p)
+		packet.Segments(q, func(s *packet.Packet) { l.out = append(l.out, append([]byte(nil), s.Bytes()...)) })
+		return nil
+	}
 	if l.keep {
 		l.out = append(l.out, append([]byte(nil), p.Bytes()...))
 		l.gso = append(l.gso, p.GSO)

@@ -104,12 +104,42 @@ func (w *worker) input(p *packet.Packet) bool {
 	if typ, _, ok := p.ICMPType(); ok && (typ == 8 && p.Family == packet.IPv4 || typ == 128 && p.Family == packet.IPv6) && w.r.knobs.echoIgnore[family(p)].Load() != 0 {
 		return drop(p, reasonEchoIgnored)
 	}
+	if !w.localProtocol(p) {
+		return false
+	}
 	if !w.r.local.Deliver(p) {
 		return false
 	}
 	w.delivered++
 	return true
 }
+
+// localProtocol answers for the protocols that no local socket speaks
+// (ip_protocol_deliver_rcu, ip6_protocol_deliver_rcu). true: the packet goes to
+// the local stack.
+func (w *worker) localProtocol(p *packet.Packet) bool {
+	v4 := p.Family == packet.IPv4
+	switch proto := p.Proto; {
+	case proto == packet.ProtoTCP, proto == packet.ProtoUDP, v4 && proto == packet.ProtoICMP, !v4 && proto == packet.ProtoICMPv6,
+		v4 && proto == protoIGMP, p.Flags&packet.BadHeaders != 0:
+		return true
+	case !v4 && proto == packet.ProtoNone:
+		return drop(p, reasonProtocol)
+	case proto == packet.ProtoUDPLite:
+		// As for UDP, the error about a closed port knows of no connection.
+		if p.Flags&packet.HasL4 != 0 && p.VerifyL4() {
+			w.ct.Release(p)
+			w.icmpError(p, pick(v4, 3, 1), pick(v4, 3, 4), 0)
+		}
+	case v4:
+		w.icmpError(p, 3, 2, 0)
+	default:
+		w.icmpError(p, 4, 1, uint32(p.NextHeaderAt()))
+	}
+	return drop(p, reasonProtocol)
+}
+
+const protoIGMP = 2
 
 // forward passes a packet on: TTL, MTU, FORWARD, then out.
 func (w *worker) forward(p *packet.Packet) bool {
@@ -178,6 +208,9 @@ func (w *worker) routeOut(p *packet.Packet) bool {
 	p.Out = nil
 	var rt netstack.Route
 	w.fib.Output(p, &rt)
+	if p.Family == packet.IPv4 && rt.Dev != nil && rt.Dev != w.r.lo && p.Src4()>>24 == 127 && w.fib.Conf(rt.Dev).V4(netstack.RouteLocalnet) == 0 {
+		return drop(p, netstack.ReasonMartianSource)
+	}
 	if rt.Dev != nil {
 		setRoute(p, &rt)
 		return true

@@ -10,6 +10,7 @@ var (
 	reasonProhibit        = packet.NewReason("ip.prohibit", "a prohibit route; communication administratively prohibited was sent")
 	reasonBlackhole       = packet.NewReason("ip.blackhole", "a blackhole route")
 	reasonMulticast       = packet.NewReason("ip.multicast", "a group that the router has not joined; multicast is not forwarded")
+	reasonProtocol        = packet.NewReason("local.unknown_protocol", "a protocol that none of the router's own sockets speaks; an ICMP error was sent, as Linux does")
 	reasonScope           = packet.NewReason("ip.scope", "an IPv6 address whose scope does not leave the link")
 	reasonTooBig          = packet.NewReason("ip.too_big", "larger than the next hop's MTU and must not be fragmented; fragmentation needed or packet too big was sent")
 	reasonFragment        = packet.NewReason("ip.fragment_failed", "could not be fragmented to the next hop's MTU")

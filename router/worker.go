@@ -375,9 +375,6 @@ func (w *worker) drainLocal() (any bool) {
 			break
 		}
 		any = true
-		if !p.Is(packet.HasOwner) {
-			w.ct.AttachError(p)
-		}
 		w.outq = append(w.outq, p)
 		w.settle()
 	}

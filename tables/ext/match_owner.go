@@ -132,11 +132,14 @@ var matchOwner = &tables.Match{
 		// Without a socket, a rule matches if all that it asks for is negated.
 		none := (!sock.Set || sock.Not) && (!uid.Set || uid.Not) && (!gid.Set || gid.Not)
 		return func(_ *tables.Context, p *packet.Packet) bool {
-			if p.Flags&packet.HasOwner == 0 {
+			if p.Flags&(packet.HasOwner|packet.SystemSocket) == 0 {
 				return none
 			}
 			if sock.Set && sock.Not {
 				return false
+			}
+			if p.Flags&packet.HasOwner == 0 {
+				return (!uid.Set || uid.Not) && (!gid.Set || gid.Not)
 			}
 			if uid.Set && (uint64(p.UID) >= uid.Lo && uint64(p.UID) <= uid.Hi) == uid.Not {
 				return false
