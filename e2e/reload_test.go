@@ -182,6 +182,12 @@ func TestReloadDevice(t *testing.T) {
 	b.r.Must("reload")
 	c.works("with another MTU")
 	b.client.Must("ping", "-n", "-c", "1", "-W", "2", "198.51.100.22")
+	b.r.Rewrite(strings.Replace(pair, `name      = "wan0"`, "name = \"wan0\"\nmtu = 1300", 1) + reloadRules)
+	b.r.Must("reload")
+	c.works("with one address less")
+	if out := b.server.Must("ip", "addr", "show", "wan0"); strings.Contains(out, "198.51.100.22/") || !strings.Contains(out, "198.51.100.2/24") {
+		t.Errorf("the kernel's end after its second address was taken out of the configuration:\n%s", out)
+	}
 	if out := b.server.Must("ip", "link", "show", "wan0"); !strings.Contains(out, "mtu 1300") {
 		t.Errorf("the kernel's end:\n%s", out)
 	}
@@ -194,6 +200,23 @@ func TestReloadDevice(t *testing.T) {
 		t.Errorf("offload changed: exit status %d, %q", code, errs)
 	}
 	c.works("after a reload that was refused")
+}
+
+// TestReloadNamespace: a namespace is deleted and made anew under the router; a
+// reload makes the device in the new one.
+func TestReloadNamespace(t *testing.T) {
+	b := newBed(t, reloadRules)
+	for range 2 {
+		b.server.Replace()
+		b.client.Must("ping", "-n", "-c", "1", "-W", "2", "198.51.100.2") // the old one is still there
+		b.r.Must("reload")
+		b.client.Must("ping", "-n", "-c", "1", "-W", "2", "198.51.100.2")
+		b.server.Must("ip", "link", "show", "wan0")
+	}
+	b.server.Remove()
+	if _, errs, code := b.r.Tool("reload"); code != 1 || !strings.Contains(errs, "ip netns add "+b.server.Name) {
+		t.Errorf("without the namespace: exit status %d, %q", code, errs)
+	}
 }
 
 // TestReloadError: a configuration with an error changes nothing, and the error says where it is.

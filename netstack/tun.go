@@ -125,7 +125,7 @@ func (t *TUN) open(cfg *TUNConfig, end *host.End) error {
 			return err
 		}
 	}
-	return host.Apply(t.ns, cfg.Name, end)
+	return host.Apply(t.ns, cfg.Name, end, nil)
 }
 
 // create makes the device with water and leaves it without a descriptor: as
@@ -320,18 +320,24 @@ func (t *TUN) SetMTU(mtu int) error {
 	if i.MTU == mtu {
 		return nil
 	}
-	if err := t.ns.Do(func() error { return host.Apply(t.ns, i.Name, &host.End{MTU: mtu}) }); err != nil {
+	if err := t.ns.Do(func() error { return host.Apply(t.ns, i.Name, &host.End{MTU: mtu}, nil) }); err != nil {
 		return err
 	}
 	t.iface.Store(packet.NewIface(i.Index, i.Name, mtu))
 	return nil
 }
 
-// SetHost makes the kernel's end as end says; what is there besides stays.
-// end's namespace has to be the one that the device was opened with.
-func (t *TUN) SetHost(end *host.End) error {
-	return t.ns.Do(func() error { return host.Apply(t.ns, t.Iface().Name, end) })
+// SetHost makes the kernel's end as end says: what was named and end does not
+// name goes, what others put there stays. end's namespace has to be the one
+// that the device was opened with.
+func (t *TUN) SetHost(end, was *host.End) error {
+	return t.ns.Do(func() error { return host.Apply(t.ns, t.Iface().Name, end, was) })
 }
+
+// Misplaced reports whether the device's namespace was deleted, or replaced by
+// another one of the same name. The device itself does not end with it: an
+// attached queue keeps its namespace alive.
+func (t *TUN) Misplaced() bool { return t.ns.Replaced() }
 
 // Close detaches the queues; a device that OpenTUN made goes.
 func (t *TUN) Close() error {

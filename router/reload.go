@@ -162,14 +162,14 @@ func (r *Router) retune(cfg *Config, keep []*link) (undo func(), err error) {
 	var done []*link
 	undo = func() {
 		for _, l := range done {
-			if err := r.tune(l, &l.cfg); err != nil {
+			if err := r.tune(l, cfg.Interface(l.cfg.Name), &l.cfg); err != nil {
 				r.log.Error("going back to the former device settings", "interface", l.cfg.Name, "err", err)
 			}
 		}
 	}
 	for _, l := range keep {
 		done = append(done, l)
-		if err := r.tune(l, cfg.Interface(l.cfg.Name)); err != nil {
+		if err := r.tune(l, &l.cfg, cfg.Interface(l.cfg.Name)); err != nil {
 			undo()
 			return nil, fmt.Errorf("%s: interface %s: %w", cfg.Interface(l.cfg.Name).Pos, l.cfg.Name, err)
 		}
@@ -177,7 +177,8 @@ func (r *Router) retune(cfg *Config, keep []*link) (undo func(), err error) {
 	return undo, nil
 }
 
-func (r *Router) tune(l *link, c *InterfaceConfig) error {
+// tune brings a device from one configuration to another.
+func (r *Router) tune(l *link, from, c *InterfaceConfig) error {
 	if c.MTU != 0 && c.MTU != l.iface.MTU {
 		if err := l.link.SetMTU(c.MTU); err != nil {
 			return err
@@ -189,10 +190,21 @@ func (r *Router) tune(l *link, c *InterfaceConfig) error {
 			}
 		})
 	}
-	if h, ok := l.link.(interface{ SetHost(*host.End) error }); ok && c.Host != nil && !reflect.DeepEqual(HostEnd(c), HostEnd(&l.cfg)) {
-		return h.SetHost(HostEnd(c))
+	end, was := HostEnd(c), HostEnd(from)
+	h, ok := l.link.(interface{ SetHost(end, was *host.End) error })
+	if !ok || reflect.DeepEqual(end, was) {
+		return nil
 	}
-	return nil
+	if end == nil {
+		end = &host.End{}
+	}
+	return h.SetHost(end, was)
+}
+
+// misplaced: the interface's namespace is another one now.
+func misplaced(l *link) bool {
+	m, ok := l.link.(interface{ Misplaced() bool })
+	return ok && m.Misplaced()
 }
 
 // openLinks finds the interfaces that stay and opens those that are new.
@@ -203,7 +215,7 @@ func (r *Router) openLinks(cfg *Config) (keep, made []*link, err error) {
 	}
 	for i := range cfg.Interfaces {
 		c := &cfg.Interfaces[i]
-		if l := old[c.Name]; l != nil && !l.gone {
+		if l := old[c.Name]; l != nil && !l.gone && !misplaced(l) {
 			if sameDevice(&l.cfg, c) {
 				keep = append(keep, l)
 				continue

@@ -118,7 +118,7 @@ func (s *setup) one(c *router.InterfaceConfig) error {
 		if err := s.device(c); err != nil {
 			return err
 		}
-		if err := host.Apply(ns, c.Name, end); err != nil {
+		if err := host.Apply(ns, c.Name, end, nil); err != nil {
 			return err
 		}
 		fmt.Fprintf(s.out, "%s: set up\n", c.Name)

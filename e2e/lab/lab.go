@@ -104,6 +104,15 @@ func (ns *NS) Remove() {
 	exec.Command("ip", "netns", "del", ns.Name).Run()
 }
 
+// Replace deletes the namespace and makes another one of the same name; what
+// runs inside stays in the old one.
+func (ns *NS) Replace() {
+	ns.l.T.Helper()
+	ns.l.sh("ip", "netns", "del", ns.Name)
+	ns.l.sh("ip", "netns", "add", ns.Name)
+	ns.Must("ip", "link", "set", "lo", "up")
+}
+
 // Expand replaces {ns:NAME} by the namespaces' full names and {dir} by the lab's folder.
 func (l *Lab) Expand(s string) string {
 	s = strings.ReplaceAll(s, "{dir}", l.Dir)

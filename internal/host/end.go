@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -35,8 +36,9 @@ const txQueueLen = 1000
 // Apply makes the kernel's end of device name as end says, in the namespace
 // that the calling thread is in. What is so already is not touched, so a
 // process without privilege gets by on a device that was set up for it;
-// otherwise the error names the commands that are missing.
-func Apply(ns *Namespace, name string, end *End) error {
+// otherwise the error names the commands that are missing. Addresses and routes
+// that was names and end does not are removed; was may be nil.
+func Apply(ns *Namespace, name string, end, was *End) error {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return fmt.Errorf("netlink: %w", err)
@@ -46,27 +48,43 @@ func Apply(ns *Namespace, name string, end *End) error {
 	if err != nil {
 		return fmt.Errorf("device %s: %w", name, err)
 	}
+	// Removing an address takes its secondaries along: what is missing shows only afterwards.
+	old, err := removals(h, link, end, was)
+	if err != nil {
+		return err
+	}
+	for i, s := range old {
+		if err := s.do(); err != nil {
+			rest, perr := plan(h, link, end)
+			return errors.Join(perr, missing(ns, name, append(old[i:], rest...), err))
+		}
+	}
 	steps, err := plan(h, link, end)
 	if err != nil {
 		return err
 	}
 	for i, s := range steps {
 		if err := s.do(); err != nil {
-			if !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EACCES) {
-				return fmt.Errorf("device %s: %s%s: %w", name, ns.ip(), s.text, err)
-			}
-			var b strings.Builder
-			fmt.Fprintf(&b, "device %s is not set up, and setting it up takes CAP_NET_ADMIN. As root:", name)
-			for _, s := range steps[i:] {
-				b.WriteString("\n  " + ns.ip() + s.text)
-			}
-			return errors.New(b.String())
+			return missing(ns, name, steps[i:], err)
 		}
 	}
 	if len(steps) > 0 {
 		settle(h, end)
 	}
 	return nil
+}
+
+// missing explains why the first of steps failed; without privilege, by the commands that do them.
+func missing(ns *Namespace, name string, steps []step, err error) error {
+	if !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EACCES) {
+		return fmt.Errorf("device %s: %s%s: %w", name, ns.ip(), steps[0].text, err)
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "device %s is not set up, and setting it up takes CAP_NET_ADMIN. As root:", name)
+	for _, s := range steps {
+		b.WriteString("\n  " + ns.ip() + s.text)
+	}
+	return errors.New(b.String())
 }
 
 // settle waits until the kernel delivers to its new IPv6 addresses: they become
@@ -155,6 +173,36 @@ func plan(h *netlink.Handle, link netlink.Link, end *End) ([]step, error) {
 			continue
 		}
 		steps = append(steps, step{"route replace " + r.String() + " dev " + name, func() error { return h.RouteReplace(nr) }})
+	}
+	return steps, nil
+}
+
+// removals lists what was names, end does not, and is there.
+func removals(h *netlink.Handle, link netlink.Link, end, was *End) ([]step, error) {
+	if was == nil {
+		return nil, nil
+	}
+	name := link.Attrs().Name
+	var steps []step
+	for _, r := range was.Routes {
+		if nr := netlinkRoute(link.Attrs().Index, r); !slices.Contains(end.Routes, r) && hasRoute(h, nr) {
+			steps = append(steps, step{"route del " + r.String() + " dev " + name, func() error { return h.RouteDel(nr) }})
+		}
+	}
+	have, err := h.AddrList(link, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, fmt.Errorf("device %s: addresses: %w", name, err)
+	}
+	for _, p := range was.Addresses {
+		if !slices.Contains(end.Addresses, p) && hasAddr(have, p) {
+			steps = append(steps, step{fmt.Sprintf("addr del %s dev %s", p, name), func() error {
+				err := h.AddrDel(link, &netlink.Addr{IPNet: ipNet(p)})
+				if errors.Is(err, unix.EADDRNOTAVAIL) { // went along with the primary address
+					return nil
+				}
+				return err
+			}})
+		}
 	}
 	return steps, nil
 }

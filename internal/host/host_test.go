@@ -138,7 +138,7 @@ func TestApply(t *testing.T) {
 			if err := Tune("tun0"); err != nil {
 				return err
 			}
-			return Apply(ns, "tun0", end)
+			return Apply(ns, "tun0", end, nil)
 		})
 	}
 	if err := apply(); err != nil {
@@ -158,6 +158,24 @@ func TestApply(t *testing.T) {
 	}
 	if err := apply(); err != nil || state() != first {
 		t.Errorf("applied again: %v\n%s", err, state())
+	}
+	// What was named and is not any more goes, what others added stays; a
+	// secondary address outlives the primary one before it.
+	ip("addr", "add", "10.9.0.1/24", "dev", "tun0")
+	was := end
+	end = &End{MTU: 1420, Addresses: []netip.Prefix{netip.MustParsePrefix("10.1.0.3/24"), netip.MustParsePrefix("fd01::2/64")}, Routes: was.Routes[:1]}
+	if err := apply(); err != nil {
+		t.Fatal(err)
+	}
+	if err := ns.Do(func() error { return Apply(ns, "tun0", end, was) }); err != nil {
+		t.Fatal(err)
+	}
+	second := state()
+	for s, want := range map[string]bool{"inet 10.1.0.3/24": true, "inet 10.1.0.2/24": false, "inet6 fd01::2/64": true, "inet 10.9.0.1/24": true,
+		"default via 10.1.0.1": true, "10.5.0.0/16": false, "default via fd01::1": false} {
+		if strings.Contains(second, s) != want {
+			t.Errorf("%q there: %v in\n%s", s, !want, second)
+		}
 	}
 	// Nothing to do: a check alone would do, so it needs no privilege; the twin of that is in netstack.
 	var d Device

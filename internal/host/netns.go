@@ -20,7 +20,11 @@ type Namespace struct {
 	path string
 	fd   netns.NsHandle
 	in   bool // fd is valid and another namespace than the process'
+	id   nsID
 }
+
+// nsID tells namespaces apart.
+type nsID struct{ dev, ino uint64 }
 
 // OpenNamespace opens a namespace by its name under /run/netns or by a path
 // with a slash in it; "" is the process' own.
@@ -40,10 +44,12 @@ func OpenNamespace(name string) (*Namespace, error) {
 		return nil, fmt.Errorf("network namespace %s: %w", n.path, err)
 	}
 	var st unix.Statfs_t
-	if err := unix.Fstatfs(int(fd), &st); err != nil || st.Type != unix.NSFS_MAGIC {
+	var id unix.Stat_t
+	if err := errors.Join(unix.Fstatfs(int(fd), &st), unix.Fstat(int(fd), &id)); err != nil || st.Type != unix.NSFS_MAGIC {
 		fd.Close()
 		return nil, fmt.Errorf("%s is not a network namespace", n.path)
 	}
+	n.id = nsID{id.Dev, id.Ino}
 	own, err := netns.GetFromPath("/proc/thread-self/ns/net")
 	if err != nil {
 		fd.Close()
@@ -85,6 +91,15 @@ func (n *Namespace) Close() {
 		n.fd.Close()
 		n.in = false
 	}
+}
+
+// Replaced reports whether the namespace's name leads to another one by now, or nowhere.
+func (n *Namespace) Replaced() bool {
+	if !n.in {
+		return false
+	}
+	var st unix.Stat_t
+	return unix.Stat(n.path, &st) != nil || n.id != nsID{st.Dev, st.Ino}
 }
 
 // Do runs fn in the namespace. What fn opens stays there: a socket, a TUN
