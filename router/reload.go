@@ -191,7 +191,9 @@ func (r *Router) tune(l *link, from, c *InterfaceConfig) error {
 		})
 	}
 	end, was := HostEnd(c), HostEnd(from)
-	h, ok := l.link.(interface{ SetHost(end, was *host.End) error })
+	h, ok := l.link.(interface {
+		SetHost(end, was *host.End) error
+	})
 	if !ok || reflect.DeepEqual(end, was) {
 		return nil
 	}
@@ -207,12 +209,14 @@ func misplaced(l *link) bool {
 	return ok && m.Misplaced()
 }
 
-// openLinks finds the interfaces that stay and opens those that are new.
+// openLinks finds the interfaces that stay and opens those that are new. The
+// error names every one that cannot be had.
 func (r *Router) openLinks(cfg *Config) (keep, made []*link, err error) {
 	old := map[string]*link{}
 	for _, l := range r.links {
 		old[l.cfg.Name] = l
 	}
+	var errs []error
 	for i := range cfg.Interfaces {
 		c := &cfg.Interfaces[i]
 		if l := old[c.Name]; l != nil && !l.gone && !misplaced(l) {
@@ -220,21 +224,23 @@ func (r *Router) openLinks(cfg *Config) (keep, made []*link, err error) {
 				keep = append(keep, l)
 				continue
 			}
-			for _, m := range made {
-				m.link.Close()
-			}
-			return nil, nil, fmt.Errorf("%s: interface %s: type, queues, offload, owner, files and namespace of a running interface stay as they are: give it another name, or restart sluice", c.Pos, c.Name)
+			errs = append(errs, fmt.Errorf("%s: interface %s: type, queues, offload, owner, files and namespace of a running interface stay as they are: give it another name, or restart sluice", c.Pos, c.Name))
+			continue
 		}
 		index := r.nextIndex
 		nl, err := r.openLink(c, index)
 		if err != nil {
-			for _, m := range made {
-				m.link.Close()
-			}
-			return nil, nil, fmt.Errorf("%s: interface %s: %w", c.Pos, c.Name, err)
+			errs = append(errs, fmt.Errorf("%s: interface %s: %w", c.Pos, c.Name, err))
+			continue
 		}
 		r.nextIndex++
 		made = append(made, &link{cfg: *c, link: nl, iface: nl.Iface()})
+	}
+	if len(errs) > 0 {
+		for _, m := range made {
+			m.link.Close()
+		}
+		return nil, nil, errors.Join(errs...)
 	}
 	return keep, made, nil
 }

@@ -465,6 +465,16 @@ func TestRouter(t *testing.T) {
 				t.Errorf("status %d\n%s", status, x.log)
 			}
 		}
+		fourth := p.start("--name", "silent", "run", "-c", cfg)
+		fourth.Process.Signal(syscall.SIGSTOP)
+		if _, out, errs := p.call("", "ps"); strings.Count(out, "\n") != 2 || !strings.Contains(errs, "silent.sock does not answer\n") {
+			t.Errorf("with one that does not answer: %q, %q", out, errs)
+		}
+		fourth.Process.Signal(syscall.SIGCONT)
+		fourth.Process.Signal(syscall.SIGTERM)
+		if status := fourth.end(t); status != 0 {
+			t.Errorf("status %d\n%s", status, fourth.log)
+		}
 		if out := p.must("ps"); strings.Count(out, "\n") != 2 {
 			t.Errorf("after their end:\n%s", out)
 		}

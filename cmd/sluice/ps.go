@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"text/tabwriter"
 	"time"
 
@@ -35,14 +37,19 @@ func (a *app) psCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			infos, errs := make([]info, len(all)), make([]error, len(all))
+			var wg sync.WaitGroup
+			for i, r := range all {
+				wg.Go(func() { infos[i], errs[i] = askInfo(ctx, r) })
+			}
+			wg.Wait()
 			list := []info{}
-			for _, r := range all {
-				i, err := askInfo(ctx, r)
-				if err != nil {
-					fmt.Fprintf(a.stderr, "sluice: %s: %v\n", r.Name, err)
+			for i, r := range all {
+				if errs[i] != nil {
+					fmt.Fprintf(a.stderr, "sluice: %s: %v\n", r.Name, errs[i])
 					continue
 				}
-				list = append(list, i)
+				list = append(list, infos[i])
 			}
 			if asJSON {
 				return writeJSON(a.stdout, list)
@@ -56,7 +63,7 @@ func (a *app) psCommand() *cobra.Command {
 
 // askInfo asks one router; a router that hangs is not waited for.
 func askInfo(ctx context.Context, r control.Running) (info, error) {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	i := info{Name: r.Name, Socket: r.Path}
 	var out bytes.Buffer
@@ -66,6 +73,9 @@ func askInfo(ctx context.Context, r control.Running) (info, error) {
 	}
 	if err == nil {
 		err = json.Unmarshal(out.Bytes(), &i)
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = fmt.Errorf("the router on %s does not answer", r.Path)
 	}
 	i.Name, i.Socket = r.Name, r.Path
 	return i, err

@@ -3,6 +3,7 @@ package config
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -57,6 +58,11 @@ func parse(name string, text []byte, resolver iptables.Resolver) (cfg *router.Co
 // document lets the TOML library decode text. Its errors have a place; the
 // first ends the document.
 func document(name string, text []byte) (map[string]any, *Problem) {
+	if at := tooDeep(text); at >= 0 {
+		line := bytes.Count(text[:at], []byte("\n"))
+		col := at - bytes.LastIndexByte(text[:at], '\n')
+		return nil, &Problem{router.Position{File: name, Line: line + 1, Column: col}, fmt.Sprintf("arrays and tables in each other, more than %d deep", maxDepth)}
+	}
 	doc := map[string]any{}
 	_, err := toml.NewDecoder(bytes.NewReader(text)).Decode(&doc)
 	if err == nil {
