@@ -3,6 +3,7 @@ package router
 import (
 	"runtime"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -55,6 +56,7 @@ type worker struct {
 	commands    atomic.Pointer[command]
 	started     atomic.Bool   // it has a goroutine
 	exited      chan struct{} // closed when the goroutine has ended
+	idle        sync.Mutex    // taken for work on a worker that has no goroutine
 	stop        bool
 
 	// Counters: plain, read through do.
@@ -423,8 +425,8 @@ func (w *worker) do(f func(*worker)) {
 
 // inline is do for a worker that has no goroutine: not yet, or no more.
 func (w *worker) inline(f func(*worker)) {
-	w.r.inline.Lock()
-	defer w.r.inline.Unlock()
+	w.idle.Lock()
+	defer w.idle.Unlock()
 	f(w)
 }
 
