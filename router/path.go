@@ -39,6 +39,9 @@ func (w *worker) prerouting(p *packet.Packet) bool {
 
 // run takes p through a hook. done: it went no further than the hook.
 func (w *worker) run(h hooks.Hook, p *packet.Packet) (done, ok bool) {
+	if w.rec != nil {
+		return w.runRecorded(h, p)
+	}
 	switch hooks.Run(w.stages[family(p)][h], p) {
 	case hooks.Accept:
 		return false, true
@@ -50,11 +53,15 @@ func (w *worker) run(h hooks.Hook, p *packet.Packet) (done, ok bool) {
 
 // routeIn is the routing decision for a packet from outside.
 func (w *worker) routeIn(p *packet.Packet) bool {
-	if w.recallRoute(p) {
+	if w.rec == nil && w.recallRoute(p) {
 		return w.forward(p)
 	}
 	var rt netstack.Route
-	if reason := w.fib.Input(p, &rt); reason != 0 {
+	reason := w.fib.Input(p, &rt)
+	if w.rec != nil {
+		w.rec.route(&rt, false, reason)
+	}
+	if reason != 0 {
 		return w.martian(p, reason)
 	}
 	if p.Family == packet.IPv4 && p.Is(packet.Options) && !w.receiveOptions(p, &rt) {
@@ -111,6 +118,9 @@ func (w *worker) input(p *packet.Packet) bool {
 		return false
 	}
 	w.delivered++
+	if w.rec != nil {
+		w.rec.delivered()
+	}
 	return true
 }
 
@@ -208,6 +218,9 @@ func (w *worker) routeOut(p *packet.Packet) bool {
 	p.Out = nil
 	var rt netstack.Route
 	w.fib.Output(p, &rt)
+	if w.rec != nil {
+		w.rec.route(&rt, true, 0)
+	}
 	if p.Family == packet.IPv4 && rt.Dev != nil && rt.Dev != w.r.lo && p.Src4()>>24 == 127 && w.fib.Conf(rt.Dev).V4(netstack.RouteLocalnet) == 0 {
 		return drop(p, netstack.ReasonMartianSource)
 	}
@@ -296,6 +309,9 @@ func (w *worker) transmit(p *packet.Packet) bool {
 	d := w.port(p.Out)
 	if d == nil {
 		return drop(p, reasonLinkGone)
+	}
+	if w.rec != nil {
+		w.rec.sent(d.iface, p)
 	}
 	return d.send(w, p)
 }

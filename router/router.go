@@ -58,6 +58,9 @@ type Router struct {
 	workers   []*worker
 	busyPoll  time.Duration
 
+	watchMu sync.Mutex // serialises changes of watches
+	watches atomic.Pointer[[]*Watch]
+
 	closed    atomic.Bool
 	replaying atomic.Bool
 	replayed  atomic.Int64 // the clock of a replay, ns
@@ -272,6 +275,15 @@ func (r *Router) Local() *netstack.Local { return r.local }
 // Close ends a router that does not run (any more): its devices go, and what
 // the kernel had to them.
 func (r *Router) Close() error {
+	r.watchMu.Lock()
+	var watches []*Watch
+	if p := r.watches.Load(); p != nil {
+		watches = *p
+	}
+	r.watchMu.Unlock()
+	for _, v := range watches {
+		v.Close()
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.closed.Load() {

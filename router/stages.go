@@ -16,6 +16,9 @@ func table(t tables.TableID) func(*worker, hooks.Hook) hooks.Func {
 			f := family(p)
 			c := &w.ctx[f]
 			c.Hook = h
+			if w.rec != nil {
+				return w.rec.walk(w.prog[f], c, t, p)
+			}
 			return w.prog[f].Run(c, t, p)
 		}
 	}

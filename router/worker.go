@@ -59,6 +59,12 @@ type worker struct {
 	idle        sync.Mutex    // taken for work on a worker that has no goroutine
 	stop        bool
 
+	watching   *[]*Watch    // of this burst; nil: nobody looks
+	rec        *recorder    // of the packet at hand; nil: it is not recorded
+	traced     func(*Trace) // of a Sim: gets every trace
+	traceLog   bool
+	chainNames [2]tables.Chains
+
 	// Counters: plain, read through do.
 	drops       [packet.MaxReasons]uint64
 	forwarded   uint64
@@ -157,6 +163,7 @@ func (w *worker) loop() {
 // begin opens a burst: its clock and its rulesets stay the same until end.
 func (w *worker) begin(now int64) {
 	w.now = now
+	w.watching = w.r.watches.Load()
 	w.ct.Begin(now)
 	w.loadRoutes()
 	w.load()
@@ -222,6 +229,10 @@ func (w *worker) burst(d *port, ps []*packet.Packet) {
 		d.rxPackets++
 		d.rxBytes += uint64(p.Len())
 		p.In, p.Now, p.Worker = d.iface, w.now, uint16(w.id)
+		if w.watching != nil {
+			w.receiveWatched(p)
+			continue
+		}
 		w.receive(p)
 	}
 	w.packets += uint64(len(ps))
@@ -359,6 +370,10 @@ func (w *worker) settle() {
 
 // sendOwn takes a packet that the router made to its end.
 func (w *worker) sendOwn(p *packet.Packet) {
+	if w.watching != nil {
+		w.sendOwnWatched(p)
+		return
+	}
 	p.Now, p.Worker = w.now, uint16(w.id)
 	p.Flags |= packet.Local
 	if !w.output(p) {

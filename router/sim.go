@@ -1,0 +1,151 @@
+package router
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"sluice/netstack"
+	"sluice/packet"
+)
+
+// Sim is a router that no packet reaches but those it is given: its interfaces
+// are in memory, its clock stands still unless it is moved, and every packet is
+// traced. It needs no privilege and sends nothing.
+type Sim struct {
+	r     *Router
+	w     *worker
+	links map[string]*simLink
+	got   []*Trace
+	seq   uint64
+}
+
+// simLink is an interface of a Sim: what is sent is written down by the recorder.
+type simLink struct{ iface *packet.Iface }
+
+func (l *simLink) Iface() *packet.Iface       { return l.iface }
+func (l *simLink) Queues() int                { return 1 }
+func (l *simLink) Queue(int) netstack.Queue   { return l }
+func (l *simLink) Close() error               { return nil }
+func (l *simLink) FD() int                    { return -1 }
+func (l *simLink) Flush() error               { return nil }
+func (l *simLink) Read(*packet.Packet) error  { return netstack.ErrAgain }
+func (l *simLink) Write(*packet.Packet) error { return nil }
+func (l *simLink) SetMTU(mtu int) error {
+	l.iface = packet.NewIface(l.iface.Index, l.iface.Name, mtu)
+	return nil
+}
+
+// NewSim makes a Sim of a configuration. log: Step.Log is wanted.
+func NewSim(cfg *Config, log bool) (*Sim, error) {
+	s := &Sim{links: map[string]*simLink{}}
+	c := *cfg
+	c.Router.Workers = 1
+	r, err := New(&c, Options{Open: func(ic *InterfaceConfig, index int) (netstack.Link, error) {
+		mtu := ic.MTU
+		if mtu == 0 {
+			mtu = DefaultMTU
+		}
+		l := &simLink{packet.NewIface(index, ic.Name, mtu)}
+		s.links[ic.Name] = l
+		return l, nil
+	}})
+	if err != nil {
+		return nil, err
+	}
+	r.replaying.Store(true)
+	r.replayed.Store(int64(time.Minute)) // buckets of tokens have filled
+	unlimited(r, cfg)
+	r.recorded.Store(r.started.Add(-time.Minute).UnixNano())
+	s.r, s.w = r, r.workers[0]
+	r.watches.Store(&[]*Watch{})
+	s.w.do(func(w *worker) {
+		w.traceLog = log
+		w.traced = func(t *Trace) {
+			s.seq++
+			t.Seq = s.seq
+			s.got = append(s.got, t)
+		}
+	})
+	return s, nil
+}
+
+// unlimited takes the limits on ICMP errors away where the configuration does
+// not name them: the packets of a Sim come all at once.
+func unlimited(r *Router, cfg *Config) {
+	for name, v := range map[string]string{"net.ipv4.icmp_ratelimit": "0", "net.ipv6.icmp.ratelimit": "0", "net.ipv4.icmp_msgs_per_sec": "1000000", "net.ipv4.icmp_msgs_burst": "1000000"} {
+		named := slices.ContainsFunc(cfg.Sysctl, func(s SysctlConfig) bool { return s.Name == name })
+		if x := r.sysctl.Lookup(name); x != nil && !named {
+			if err := x.Set(v); err != nil {
+				r.log.Error("limits on ICMP errors", "name", name, "err", err)
+			}
+		}
+	}
+}
+
+// Router is the router that packets go through, for its rules and counters.
+func (s *Sim) Router() *Router { return s.r }
+
+// Interfaces are the names of the interfaces, in the configuration's order.
+func (s *Sim) Interfaces() (out []string) {
+	for i := range s.r.cfg.Interfaces {
+		out = append(out, s.r.cfg.Interfaces[i].Name)
+	}
+	return out
+}
+
+// Send brings a frame in through an interface and gives the traces of all that
+// comes of it: the packet's own first, then those of the router's answers.
+func (s *Sim) Send(iface string, frame []byte) ([]*Trace, error) {
+	l := s.links[iface]
+	if l == nil {
+		return nil, fmt.Errorf("there is no interface %q", iface)
+	}
+	return s.do(func(w *worker) {
+		p := w.batch[0]
+		p.Reset()
+		p.SetBytes(frame)
+		w.burst(w.port(l.iface), w.batch[:1])
+	}), nil
+}
+
+// SendOwn sends a frame of the router's own, as a socket of uid and gid would.
+func (s *Sim) SendOwn(frame []byte, uid, gid uint32) []*Trace {
+	return s.do(func(w *worker) {
+		p := w.alloc()
+		p.Reset()
+		p.SetBytes(frame)
+		p.Flags |= packet.Local | packet.HasOwner
+		p.UID, p.GID = uid, gid
+		w.sendOwn(p)
+		w.settle()
+	})
+}
+
+func (s *Sim) do(f func(w *worker)) []*Trace {
+	s.got = nil
+	s.w.do(func(w *worker) {
+		w.begin(s.r.clock())
+		f(w)
+		w.end()
+	})
+	s.r.settleLocal(s.w)
+	out := s.got
+	s.got = nil
+	for _, t := range out {
+		t.text()
+	}
+	return out
+}
+
+// Advance moves the clock.
+func (s *Sim) Advance(d time.Duration) []*Trace {
+	s.r.replayed.Add(int64(d))
+	now := s.r.clock()
+	return s.do(func(*worker) {
+		s.r.ct.Housekeep(now)
+	})
+}
+
+// Close ends the Sim.
+func (s *Sim) Close() error { return s.r.Close() }
