@@ -34,6 +34,7 @@ func TestOrder(t *testing.T) {
 var rooms = map[string][]string{
 	"packet":                {},
 	"packet/frag":           {"packet"},
+	"packet/packettext":     {"packet"},
 	"hooks":                 {"packet"},
 	"conntrack":             {"packet"},
 	"nat":                   {"packet", "conntrack"},
@@ -44,7 +45,7 @@ var rooms = map[string][]string{
 	"netstack/services":     {"packet", "netstack"},
 	"internal/iptables":     {"packet", "hooks", "conntrack", "nat", "tables", "tables/ext"},
 	"internal/sysctl":       {},
-	"router":                {"packet", "packet/frag", "hooks", "conntrack", "nat", "tables", "tables/ext", "netstack", "netstack/services", "internal/iptables", "internal/host"},
+	"router":                {"packet", "packet/frag", "packet/packettext", "hooks", "conntrack", "nat", "tables", "tables/ext", "netstack", "netstack/services", "internal/iptables", "internal/host"},
 	"internal/conntrackcmd": {"packet", "conntrack"},
 }
 

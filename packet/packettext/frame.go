@@ -222,10 +222,10 @@ func words(s string) (out []word, open int) {
 func endpoint(s string) (netip.Addr, uint16, bool) {
 	a, err := netip.ParseAddr(s)
 	if err == nil {
-		return a, 0, a.Zone() == "" && !a.Is4In6()
+		return a, 0, a.Zone() == ""
 	}
 	ap, err := netip.ParseAddrPort(s)
-	return ap.Addr(), ap.Port(), err == nil && ap.Addr().Zone() == "" && !ap.Addr().Is4In6()
+	return ap.Addr(), ap.Port(), err == nil && ap.Addr().Zone() == ""
 }
 
 const flagLetters = "FSRPAUEC"
