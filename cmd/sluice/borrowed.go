@@ -33,14 +33,6 @@ var tools = []tool{
 	{"conntrack", 1},
 }
 
-func names() []string {
-	out := make([]string, len(tools))
-	for i, t := range tools {
-		out[i] = t.name
-	}
-	return out
-}
-
 func toolNamed(name string) (tool, bool) {
 	for _, t := range tools {
 		if t.name == name {

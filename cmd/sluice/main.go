@@ -8,7 +8,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/spf13/cobra"
 )
@@ -74,19 +73,19 @@ func (a *app) command() *cobra.Command {
 hooks with the rules of iptables, and forwards them or hands them to sockets of
 its own. "sluice run" is the router; the other commands are about it.
 
-Started under one of these names, or with the name as first argument, sluice is
-that tool and acts on the running router:
-  ` + strings.Join(names(), " "),
-		Args:              cobra.NoArgs,
-		SilenceErrors:     true,
-		SilenceUsage:      true,
-		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
-		RunE:              func(cmd *cobra.Command, _ []string) error { return errors.New("a command is missing") },
+Started under the name of one of the tools below, or with the name as first
+argument, sluice is that tool and acts on the running router.`,
+		Args:          cobra.NoArgs,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		RunE:          func(cmd *cobra.Command, _ []string) error { return errors.New("a command is missing") },
 	}
 	root.PersistentFlags().StringVar(&a.socket, "socket", "", "control `path` of the router (else $SLUICE_SOCKET, else the one that runs)")
 	root.PersistentFlags().StringVar(&a.name, "name", "", "`name` of the router, as sluice ps shows it")
 	root.AddCommand(a.runCommand(), a.checkCommand(), a.setupCommand(), a.reloadCommand(), a.statusCommand(),
-		a.psCommand(), a.sysctlCommand(), a.versionCommand())
+		a.psCommand(), a.sysctlCommand(), a.manCommand(), a.versionCommand())
+	root.AddGroup(&cobra.Group{ID: toolGroup, Title: "Tools that sluice is, too:"})
+	root.AddCommand(toolCommands()...)
 	root.SetHelpCommand(&cobra.Command{Use: "no-help", Hidden: true})
 	return root
 }
