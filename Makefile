@@ -3,7 +3,7 @@ GO      ?= go
 VERSION := $(shell git describe --always --dirty 2>/dev/null || echo dev)
 export CGO_ENABLED = 0
 
-.PHONY: build test demo bench fuzz lint race clean deps
+.PHONY: build test demo bench bench-parts fuzz lint race clean deps
 
 build: ## the one static binary
 	$(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o sluice ./cmd/sluice
@@ -20,7 +20,11 @@ test: build deps ## every test; ends with the counts, skips with their reasons
 race: ## the unit tests under the race detector
 	CGO_ENABLED=1 $(GO) test -race -timeout 20m ./packet/... ./conntrack/... ./nat/... ./tables/... ./netstack/... ./router/... ./internal/...
 
-bench: ## the in-memory pipeline and its parts
+# BASE=FILE.json compares with an earlier run; BENCH=-short ends in five minutes.
+bench: build deps ## sluice beside Linux, copy loops and others, end to end: table, JSON, HTML
+	$(GO) run ./bench/harness -sluice ./sluice $(if $(BASE),-base $(BASE)) $(BENCH)
+
+bench-parts: ## the in-memory pipeline and its parts, as Go benchmarks
 	$(GO) test -run '^$$' -bench . -benchmem ./bench/... ./packet/... ./conntrack/... ./nat/... ./tables/...
 
 FUZZTIME ?= 60s

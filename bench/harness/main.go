@@ -1,0 +1,163 @@
+// Command harness measures sluice beside others, end to end and in memory, and
+// writes the report. `make bench` runs it.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"sluice/bench/report"
+	"sluice/bench/wire"
+)
+
+func main() {
+	if len(os.Args) > 1 && os.Args[1] == "peer" {
+		fail(wire.Peer(os.Args[2:]))
+		return
+	}
+	fail(run())
+}
+
+func fail(err error) {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func run() error {
+	var (
+		sluice  = flag.String("sluice", "./sluice", "the binary to measure")
+		rounds  = flag.Int("rounds", 5, "rounds")
+		each    = flag.Duration("time", 3*time.Second, "time of one measurement")
+		short   = flag.Bool("short", false, "few paths and short measurements: less than five minutes")
+		paths   = flag.String("paths", "", "only these paths, separated by commas")
+		metrics = flag.String("metrics", "", "only these metrics, separated by commas: tcp1 tcp8 udp64 udp64w udp64x64 udp64r udp1400 ping rr conn")
+		base    = flag.String("base", "", "an earlier JSON file to compare with")
+		add     = flag.String("add", "", "a JSON file of this machine to add the rounds to")
+		out     = flag.String("o", "bench-report", "write FILE.json and FILE.html")
+		show    = flag.String("show", "", "measure nothing, show this JSON file")
+	)
+	flag.Parse()
+	var earlier *report.Report
+	var err error
+	if *base != "" {
+		if earlier, err = report.Load(*base); err != nil {
+			return err
+		}
+	}
+	rep := &report.Report{Version: report.Version}
+	switch {
+	case *show != "":
+		if rep, err = report.Load(*show); err != nil {
+			return err
+		}
+	case *add != "":
+		if rep, err = report.Load(*add); err != nil {
+			return err
+		}
+	}
+	if *show == "" {
+		rep.Machine, rep.When, rep.Commit = machine(), time.Now(), commit()
+		plan := &wire.Plan{Rounds: *rounds, Time: *each, Log: os.Stderr}
+		plan.Metrics, plan.Paths = list(*metrics), list(*paths)
+		if *short {
+			plan.Rounds, plan.Time = min(plan.Rounds, 3), time.Second
+			if len(plan.Paths) == 0 {
+				plan.Paths = []string{"linux", "linux-10000", "bare", "sluice", "sluice-10000"}
+			}
+		}
+		if plan.Sluice, err = filepath.Abs(*sluice); err != nil {
+			return err
+		}
+		if _, err := os.Stat(plan.Sluice); err != nil {
+			return fmt.Errorf("%w; build it first: make build", err)
+		}
+		if plan.Self, err = os.Executable(); err != nil {
+			return err
+		}
+		if os.Geteuid() != 0 {
+			return fmt.Errorf("the paths end to end take root (network namespaces, TUN devices); `sluice bench` measures in memory without")
+		}
+		wg, err := buildWireguard()
+		if err != nil {
+			rep.Notes = append(rep.Notes, fmt.Sprintf("wireguard-go's tun package was left out: %v", err))
+		} else {
+			plan.WG = wg
+			defer os.RemoveAll(filepath.Dir(wg))
+		}
+		ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
+		defer cancel()
+		if err := wire.Run(ctx, plan, rep); err != nil {
+			return err
+		}
+		if err := rep.Save(*out + ".json"); err != nil {
+			return err
+		}
+	}
+	rep.Text(os.Stdout, earlier)
+	f, err := os.Create(*out + ".html")
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return rep.HTML(f, earlier)
+}
+
+func list(s string) []string {
+	if s == "" {
+		return nil
+	}
+	return strings.Split(s, ",")
+}
+
+// buildWireguard builds the peer that has its own module.
+func buildWireguard() (string, error) {
+	dir, err := os.MkdirTemp("", "sluice-peer")
+	if err != nil {
+		return "", err
+	}
+	bin := filepath.Join(dir, "wgcopy")
+	c := exec.Command("go", "build", "-o", bin, "./wgcopy")
+	c.Dir = "bench/peers"
+	if out, err := c.CombinedOutput(); err != nil {
+		os.RemoveAll(dir)
+		return "", fmt.Errorf("%w: %s", err, strings.TrimSpace(string(out)))
+	}
+	return bin, nil
+}
+
+func commit() string {
+	out, _ := exec.Command("git", "describe", "--always", "--dirty").Output()
+	return strings.TrimSpace(string(out))
+}
+
+func machine() report.Machine {
+	m := report.Machine{CPUs: runtime.NumCPU(), Go: runtime.Version()}
+	b, _ := os.ReadFile("/proc/cpuinfo")
+	for _, line := range strings.Split(string(b), "\n") {
+		if k, v, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(k) == "model name" {
+			m.CPU = strings.TrimSpace(v)
+			break
+		}
+	}
+	var u unix.Utsname
+	if unix.Uname(&u) == nil {
+		m.Kernel = unix.ByteSliceToString(u.Release[:])
+	}
+	var si unix.Sysinfo_t
+	if unix.Sysinfo(&si) == nil {
+		m.MemoryGB = int((uint64(si.Totalram)*uint64(si.Unit) + 1<<29) >> 30)
+	}
+	return m
+}

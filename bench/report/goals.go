@@ -1,0 +1,94 @@
+package report
+
+import (
+	"fmt"
+	"math"
+)
+
+// Metric is something that is measured.
+type Metric struct {
+	Name, Title, Unit string
+	Less              bool // less is better
+	Digits            int
+}
+
+// Metrics of the paths, in the order of the tables.
+var Metrics = []Metric{
+	{"tcp1", "TCP, 1 flow", "Gbit/s", false, 2},
+	{"tcp1.cpu", "CPU per gigabyte, 1 flow, machine", "s", true, 2},
+	{"tcp1.router", "CPU per gigabyte, 1 flow, router", "s", true, 2},
+	{"tcp1.retrans", "segments sent again, 1 flow", "", true, 0},
+	{"tcp8", "TCP, 8 flows", "Gbit/s", false, 2},
+	{"tcp8.cpu", "CPU per gigabyte, 8 flows, machine", "s", true, 2},
+	{"tcp8.router", "CPU per gigabyte, 8 flows, router", "s", true, 2},
+	{"tcp8.retrans", "segments sent again, 8 flows", "", true, 0},
+	{"udp64", "UDP, 64 bytes, full blast, delivered", "packets/s", false, 0},
+	{"udp64.loss", "lost of it", "%", true, 1},
+	{"udp64w", "UDP, 64 bytes, 256 under way", "packets/s", false, 0},
+	{"udp64x64", "UDP, 64 bytes, full blast, 64 flows", "packets/s", false, 0},
+	{"udp64r.cpu", "CPU per packet at 50,000/s, machine", "µs", true, 1},
+	{"udp64r.router", "CPU per packet at 50,000/s, router", "µs", true, 1},
+	{"udp64r.loss", "lost of it", "%", true, 2},
+	{"udp1400", "UDP, 1,400 bytes, 1 flow, delivered", "packets/s", false, 0},
+	{"udp1400.loss", "lost of it", "%", true, 1},
+	{"udp.disorder", "datagrams out of order or damaged", "", true, 0},
+	{"ping", "ping, median round trip", "µs", true, 1},
+	{"ping.p99", "ping, 99th percentile", "µs", true, 1},
+	{"rr", "TCP, 1 byte there and back, median", "µs", true, 1},
+	{"rr.p99", "TCP, 1 byte there and back, 99th percentile", "µs", true, 1},
+	{"conn", "TCP connections opened and closed", "1/s", false, 0},
+	{"conn.cpu", "CPU per connection, machine", "µs", true, 1},
+}
+
+// MetricOf finds a metric by its name.
+func MetricOf(name string) *Metric {
+	for i := range Metrics {
+		if Metrics[i].Name == name {
+			return &Metrics[i]
+		}
+	}
+	return &Metric{Name: name, Title: name, Digits: 2}
+}
+
+// Goal is what one path should reach in relation to another.
+type Goal struct {
+	Metric     string
+	Path, Base string
+	Factor     float64
+}
+
+// Goals of the paths end to end.
+var Goals = []Goal{
+	{"tcp1", "sluice", "bare", 0.95},
+	{"tcp8", "sluice", "bare", 0.95},
+	{"tcp1", "sluice", "linux", 1},
+	{"tcp8", "sluice", "linux", 1},
+	{"tcp1", "sluice-10000", "sluice", 0.98},
+	{"tcp8", "sluice-10000", "sluice", 0.98},
+	{"udp64", "sluice", "bare", 1.5},
+	{"udp64", "sluice", "linux", 1},
+	{"udp1400", "sluice", "bare", 2},
+	{"ping", "sluice", "bare", 1.15},
+	{"rr", "sluice", "bare", 1.15},
+	{"conn", "sluice", "linux", 0.9},
+}
+
+// Met says whether the interval of the ratio reaches the goal, or why that is not known.
+func (g *Goal) Met(r *Report) (iv Interval, verdict string) {
+	iv = Ratio(r.Of(g.Path, g.Metric), r.Of(g.Base, g.Metric))
+	switch less := MetricOf(g.Metric).Less; {
+	case math.IsNaN(iv.Median):
+		return iv, "not measured"
+	case less && iv.Low <= g.Factor, !less && iv.High >= g.Factor:
+		return iv, "met"
+	}
+	return iv, "missed"
+}
+
+func (g *Goal) text() string {
+	sign := "≥"
+	if MetricOf(g.Metric).Less {
+		sign = "≤"
+	}
+	return fmt.Sprintf("%s %s × %s", sign, number(g.Factor, 2), Title(g.Base))
+}

@@ -1,0 +1,160 @@
+package wire
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"time"
+
+	"sluice/bench/report"
+)
+
+// Plan is how much is measured.
+type Plan struct {
+	Options
+	Rounds  int
+	Time    time.Duration // of one measurement
+	Metrics []string      // names as in report.Metrics, by their first part; empty: all
+	Log     io.Writer     // progress
+}
+
+func (p *Plan) wants(metric string) bool {
+	if len(p.Metrics) == 0 {
+		return true
+	}
+	for _, m := range p.Metrics {
+		if m == metric {
+			return true
+		}
+	}
+	return false
+}
+
+// Run makes all paths and measures them in turn, adding so many rounds to the report.
+// When ctx ends, what was made is taken away and what was measured stays in the report.
+func Run(ctx context.Context, plan *Plan, rep *report.Report) error {
+	l, err := newLab()
+	if err != nil {
+		return err
+	}
+	defer l.close()
+	var ps []*Path
+	for _, p := range paths(&plan.Options) {
+		if err := p.open(l); err != nil {
+			rep.Notes = append(rep.Notes, fmt.Sprintf("%s was left out: %v", p.Title, err))
+			fmt.Fprintf(plan.Log, "%s: %v\n", p.Name, err)
+			continue
+		}
+		ps = append(ps, p)
+	}
+	if len(ps) == 0 {
+		return fmt.Errorf("no path could be made")
+	}
+	first := rep.Rounds()
+	for round := range plan.Rounds {
+		for i := range ps {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			p := ps[(i+round)%len(ps)]
+			t := time.Now()
+			if err := plan.measure(p, rep, first+round); err != nil {
+				rep.Notes = append(rep.Notes, fmt.Sprintf("%s, round %d: %v", p.Title, first+round+1, err))
+				fmt.Fprintf(plan.Log, "%s: %v\n", p.Name, err)
+			}
+			fmt.Fprintf(plan.Log, "round %d, %s: %.1f s\n", first+round+1, p.Name, time.Since(t).Seconds())
+		}
+	}
+	return nil
+}
+
+func (plan *Plan) measure(p *Path, rep *report.Report, round int) error {
+	add := func(metric string, v float64) { rep.Add(p.Name, metric, 0, round, v) }
+	if p.forget != nil {
+		if err := p.forget(); err != nil {
+			return err
+		}
+	}
+	for name, flows := range map[string]int{"tcp1": 1, "tcp8": 8} {
+		if !plan.wants(name) {
+			continue
+		}
+		b, err := p.iperf(flows, plan.Time)
+		if err != nil {
+			return err
+		}
+		add(name, b.gbit)
+		add(name+".cpu", b.cpu.machine/(b.bytes/1e9))
+		if p.pid != 0 {
+			add(name+".router", b.cpu.router/(b.bytes/1e9))
+		}
+		add(name+".retrans", b.retrans)
+	}
+	wrong := 0.0
+	udp := func(name string, u udpLoad) error {
+		if !plan.wants(name) {
+			return nil
+		}
+		u.time = plan.Time
+		r, err := p.blast(u)
+		if err != nil {
+			return err
+		}
+		wrong += float64(r.disorder + r.damaged)
+		if u.rate == 0 {
+			add(name, float64(r.got)/r.took)
+		} else if r.got > 0 {
+			add(name+".cpu", r.cpu.machine/float64(r.got)*1e6)
+			if p.pid != 0 {
+				add(name+".router", r.cpu.router/float64(r.got)*1e6)
+			}
+		}
+		if u.window == 0 && r.sent > 0 {
+			add(name+".loss", max(0, 100*(1-float64(r.got)/float64(r.sent))))
+		}
+		return nil
+	}
+	for _, u := range []struct {
+		name string
+		load udpLoad
+	}{
+		{"udp64", udpLoad{size: 64, flows: 1}},
+		{"udp64w", udpLoad{size: 64, flows: 1, window: 256}},
+		{"udp64x64", udpLoad{size: 64, flows: 64}},
+		{"udp64r", udpLoad{size: 64, flows: 1, rate: 50000}},
+		{"udp1400", udpLoad{size: 1400, flows: 1}},
+	} {
+		if err := udp(u.name, u.load); err != nil {
+			return err
+		}
+	}
+	if plan.wants("udp64") {
+		add("udp.disorder", wrong)
+	}
+	for name, f := range map[string]func(time.Duration) ([]float64, error){"ping": p.pings, "rr": p.requests} {
+		if !plan.wants(name) {
+			continue
+		}
+		t, err := f(plan.Time)
+		if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		at := func(q float64) float64 { return t[min(len(t)-1, int(q/100*float64(len(t))))] }
+		add(name, at(50))
+		add(name+".p99", at(99))
+		for _, q := range []float64{1, 5, 10, 25, 50, 75, 90, 95, 99, 99.9} {
+			rep.Add(p.Name, name+".dist", q, round, at(q))
+		}
+	}
+	if plan.wants("conn") {
+		n, cpu, err := p.connections(plan.Time)
+		if err != nil {
+			return fmt.Errorf("connections: %w", err)
+		}
+		add("conn", n)
+		if n > 0 {
+			add("conn.cpu", cpu.machine/(n*plan.Time.Seconds())*1e6)
+		}
+	}
+	return nil
+}
