@@ -27,9 +27,6 @@ type Path struct {
 	socket         string // of sluice
 	forget         func() error
 	sink           *sink
-	replies        *replier
-	ports          []int // of the servers that accept and close
-	err            error
 }
 
 // Options choose what is run.

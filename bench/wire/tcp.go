@@ -23,9 +23,6 @@ const (
 	closers   = 16
 )
 
-// replier is the server's side of request and response: each byte comes back.
-type replier struct{ fds []int }
-
 // serve starts the servers of a path.
 func (p *Path) serve(l *lab) (err error) {
 	// Sources of the many flows.
