@@ -126,6 +126,10 @@ func (e *Entry) Counters(d Dir) (packets, bytes uint64) {
 	return e.packets[d&1].Load(), e.bytes[d&1].Load()
 }
 
+// Counted says whether the connection counts packets and bytes: it does if it
+// began while net.netfilter.nf_conntrack_acct was 1.
+func (e *Entry) Counted() bool { return e.flags&entryAcct != 0 }
+
 // TCPState is the state of a TCP connection, with the kernel's numbers.
 func (e *Entry) TCPState() TCPState { return TCPState(e.stateNow()) }
 

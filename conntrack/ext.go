@@ -116,6 +116,21 @@ func (t *Table) Labels(e *Entry) (l [16]byte) {
 	return l
 }
 
+// HasLabel reports whether a label bit is set.
+func (t *Table) HasLabel(e *Entry, bit uint8) bool {
+	x := t.extOf(e)
+	return x != nil && bit < 128 && x.labels[bit/32].Load()>>(bit%32)&1 != 0
+}
+
+// Master is the original tuple of the connection that expected e; ok is false
+// if none did. It must not be written to.
+func (t *Table) Master(e *Entry) (tuple *Tuple, ok bool) {
+	if x := t.extOf(e); x != nil && x.hasMaster {
+		return &x.masterTuple, true
+	}
+	return nil, false
+}
+
 // SetLabel sets one label bit (below 128); false if it cannot be stored.
 func (t *Table) SetLabel(e *Entry, bit uint8) bool {
 	x := t.ensureExt(e)

@@ -91,9 +91,10 @@ type Match struct {
 	// Protos: the rule needs one of these with -p (not inverted); nil: none needed.
 	Protos []uint8
 
-	// Final is called when the rule's text has been read, after Required,
-	// Excludes and Also were checked; it may change a. For refusals in
-	// iptables' words.
+	// First is called when the rule's text has been read, Final after Required,
+	// Excludes and Also were checked; Final may change a. Both are for refusals
+	// in iptables' words.
+	First func(a *Args) error
 	Final func(a *Args) error
 	// Save prints what iptables-save prints after "-m name", leading space
 	// included. nil: the options in the order of Options.
@@ -130,6 +131,7 @@ type Target struct {
 	Hooks  hooks.Mask
 	Protos []uint8
 
+	First   func(a *Args) error
 	Final   func(a *Args) error
 	Save    func(a *Args) string
 	List    func(a *Args, numeric bool) string

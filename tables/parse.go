@@ -510,7 +510,12 @@ func (ps *Parser) extOption(a *Args, i int, name, text string) error {
 }
 
 // final makes the checks of an extension's options once all are read.
-func (a *Args) final(custom func(*Args) error) error {
+func (a *Args) final(first, custom func(*Args) error) error {
+	if first != nil {
+		if err := first(a); err != nil {
+			return err
+		}
+	}
 	for i := range a.options {
 		o := &a.options[i]
 		if !a.vals[i].Set {
@@ -545,13 +550,13 @@ func (ps *Parser) Rules(table TableID, chain string) ([]*Rule, error) {
 	}
 	for _, u := range ps.uses {
 		u.Args.Proto, u.Args.ProtoNot = r.Proto, r.ProtoNot
-		if err := u.Args.final(u.Ext.Final); err != nil {
+		if err := u.Args.final(u.Ext.First, u.Ext.Final); err != nil {
 			return nil, err
 		}
 	}
 	if u := ps.target; u != nil {
 		u.Args.Proto, u.Args.ProtoNot = r.Proto, r.ProtoNot
-		if err := u.Args.final(u.Ext.Final); err != nil {
+		if err := u.Args.final(u.Ext.First, u.Ext.Final); err != nil {
 			return nil, err
 		}
 	}

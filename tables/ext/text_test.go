@@ -20,7 +20,10 @@ import (
 	"sluice/tables"
 )
 
-var update = flag.Bool("update", false, "rewrite testdata/*.txtar with what the real iptables says (root, iptables 1.8.9)")
+var (
+	update = flag.Bool("update", false, "rewrite testdata/*.txtar with what the real iptables says (root, iptables 1.8.9)")
+	only   = flag.String("only", "*", "the files of testdata to look at")
+)
 
 // A section of a file in testdata is named "KIND [ip6] [TABLE CHAIN]"; its lines
 // are "rule text | expectation".
@@ -143,7 +146,7 @@ func (s section) check(t *testing.T, l line) {
 }
 
 func files(t *testing.T) []string {
-	names, err := filepath.Glob("testdata/*.txtar")
+	names, err := filepath.Glob("testdata/" + *only + ".txtar")
 	if err != nil || len(names) == 0 {
 		t.Fatal("no testdata", err)
 	}

@@ -1,0 +1,103 @@
+package ext
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math/bits"
+	"syscall"
+
+	"sluice/conntrack"
+	"sluice/packet"
+	"sluice/tables"
+)
+
+// nodeNumber is a node, or how many there are. (iptables holds masks to the same
+// range, and so cannot read what it prints.)
+var nodeNumber = tables.Uint{Min: 1, Max: 32}
+
+var matchCluster = &tables.Match{
+	Name:     "cluster",
+	Families: tables.V4V6,
+	Doc:      "Matches the share of connections that falls to this node of a cluster in which every node sees all packets. The share is the kernel's: a hash of the connection's source address.",
+	Options: []tables.Option{
+		{Name: "cluster-local-nodemask", Type: tables.Uint{Min: 1, Max: all32}, Negatable: true, Arg: "mask", Doc: "bits of the nodes whose share it is"},
+		{Name: "cluster-local-node", Type: nodeNumber, Negatable: true, Excludes: []string{"cluster-local-nodemask"}, Arg: "number", Doc: "the node whose share it is, from 1"},
+		{Name: "cluster-total-nodes", Type: nodeNumber, Required: true, Arg: "number", Doc: "how many nodes there are, up to 32"},
+		{Name: "cluster-hash-seed", Type: tables.U32, Required: true, Arg: "number", Doc: "the hash's seed, the same on all nodes"},
+	},
+	First: func(a *tables.Args) error {
+		if !a.Has("cluster-local-node") && !a.Has("cluster-local-nodemask") {
+			return tables.Usagef("cluster match: `--cluster-local-node' or`--cluster-local-nodemask' is missing")
+		}
+		return nil
+	},
+	Final: func(a *tables.Args) error {
+		v := *a.Get("cluster-local-node")
+		if !v.Set {
+			return nil
+		}
+		if v.Lo > a.Num("cluster-total-nodes") {
+			return tables.Usagef("cluster match: `--cluster-local-node' must be <= `--cluster-total-nodes'")
+		}
+		a.Set("cluster-local-nodemask", tables.Value{Lo: 1 << (v.Lo - 1), Not: v.Not})
+		a.Clear("cluster-local-node")
+		return nil
+	},
+	Save: func(a *tables.Args) string {
+		v := a.Get("cluster-local-nodemask")
+		return fmt.Sprintf("%s --cluster-local-nodemask 0x%08x --cluster-total-nodes %d --cluster-hash-seed 0x%08x",
+			notOf(v), v.Lo, a.Num("cluster-total-nodes"), a.Num("cluster-hash-seed"))
+	},
+	List: func(a *tables.Args, _ bool) string {
+		v := a.Get("cluster-local-nodemask")
+		return fmt.Sprintf(" cluster %snode_mask=0x%08x total_nodes=%d hash_seed=0x%08x",
+			bang(v), v.Lo, a.Num("cluster-total-nodes"), a.Num("cluster-hash-seed"))
+	},
+	Check: func(a *tables.Args, _ *tables.Place) error {
+		if bits.Len64(a.Num("cluster-local-nodemask")) > int(a.Num("cluster-total-nodes")) {
+			return tables.Refuse(syscall.EDOM, "cluster: the mask names more nodes than there are")
+		}
+		return nil
+	},
+	Compile: func(a *tables.Args, env *tables.Env) (tables.Pred, error) {
+		v := a.Get("cluster-local-nodemask")
+		mask, not := uint32(v.Lo), v.Not
+		nodes, seed := uint32(a.Num("cluster-total-nodes")), uint32(a.Num("cluster-hash-seed"))
+		return func(c *tables.Context, p *packet.Packet) bool {
+			// Ethernet multicast with a unicast address is how all nodes get to see
+			// the packet: from here on it counts as the router's own.
+			if p.PktType == packet.PktMulticast && !multicastDst(p) {
+				p.PktType = packet.PktHost
+			}
+			e := c.Entry(p)
+			if e == nil {
+				return false
+			}
+			t := e.Tuple(conntrack.Original)
+			if m, ok := env.CT.Master(e); ok {
+				t = m
+			}
+			return (1<<clusterNode(t, nodes, seed)&mask != 0) != not
+		}, nil
+	},
+}
+
+// clusterNode is the node, from 0, to which a connection falls.
+func clusterNode(t *conntrack.Tuple, nodes, seed uint32) uint32 {
+	var k [4]uint32
+	for i := range k {
+		k[i] = binary.NativeEndian.Uint32(t.Src[4*i:])
+	}
+	if t.Family == packet.IPv4 {
+		return scale(jhash1(k[0], seed), nodes)
+	}
+	return scale(jhash(k[:], seed), nodes)
+}
+
+func multicastDst(p *packet.Packet) bool {
+	d := p.Dst()
+	if p.Family == packet.IPv4 {
+		return d[0]>>4 == 0xe
+	}
+	return d[0] == 0xff
+}
