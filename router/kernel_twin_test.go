@@ -285,7 +285,11 @@ func (x *kernelSide) tables(family uint8) string {
 	if family == packet.IPv6 {
 		cmd = "ip6tables-legacy-save"
 	}
-	return x.pipe(cmd+" -c", "")
+	out, err := x.command(cmd, "-c").Output() // warnings apart
+	if err != nil {
+		x.t.Fatalf("%s: %v", cmd, err)
+	}
+	return string(out)
 }
 
 func (x *kernelSide) flows() string {

@@ -78,7 +78,7 @@ func (f *fragment) layout6() (Verdict, packet.Reason) {
 
 // headersCut: the first fragment ends within the transport header.
 func (f *fragment) headersCut(b []byte) bool {
-	if f.p.Flags&packet.BadHeaders != 0 {
+	if f.p.Flags&packet.BadHeaders != 0 || f.p.Proto == packet.ProtoNone {
 		return false
 	}
 	need := 1

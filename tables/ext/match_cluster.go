@@ -84,14 +84,8 @@ var matchCluster = &tables.Match{
 
 // clusterNode is the node, from 0, to which a connection falls.
 func clusterNode(t *conntrack.Tuple, nodes, seed uint32) uint32 {
-	var k [4]uint32
-	for i := range k {
-		k[i] = binary.NativeEndian.Uint32(t.Src[4*i:])
-	}
-	if t.Family == packet.IPv4 {
-		return scale(jhash1(k[0], seed), nodes)
-	}
-	return scale(jhash(k[:], seed), nodes)
+	// Of an IPv6 address too, Linux hashes the first 32 bits alone.
+	return scale(jhash1(binary.NativeEndian.Uint32(t.Src[:]), seed), nodes)
 }
 
 func multicastDst(p *packet.Packet) bool {
