@@ -3,7 +3,7 @@ GO      ?= go
 VERSION := $(shell git describe --always --dirty 2>/dev/null || echo dev)
 export CGO_ENABLED = 0
 
-.PHONY: build test demo bench bench-parts fuzz lint race clean deps
+.PHONY: build test conformance demo bench bench-parts fuzz lint race clean deps
 
 build: ## the one static binary
 	$(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o sluice ./cmd/sluice
@@ -16,6 +16,12 @@ demo: build deps ## real programs through a real router, explained
 
 test: build deps ## every test; ends with the counts, skips with their reasons
 	@$(GO) test -timeout 20m -json ./... | $(GO) run ./internal/testreport
+
+SEED ?= 1
+CASES ?= 20000
+LAYER ?= all
+conformance: deps ## sluice held against this machine's Linux: SEED= CASES= LAYER=text,packets,rulesets
+	@cd internal/conformance && $(GO) test -count=1 -timeout 0 -args -long -seed=$(SEED) -cases=$(CASES) -layer=$(LAYER)
 
 race: ## the unit tests under the race detector
 	CGO_ENABLED=1 $(GO) test -race -timeout 20m ./packet/... ./conntrack/... ./nat/... ./tables/... ./netstack/... ./router/... ./internal/...

@@ -338,6 +338,18 @@ func (l *Local) Stats() LocalStats {
 	return s
 }
 
+// Idle reports that the stack has seen all that was delivered to it. What
+// answers at once (ICMP, resets, errors about closed ports) has answered then;
+// TCP connections may still be at work.
+func (l *Local) Idle() bool {
+	for _, r := range l.rings {
+		if !r.empty() {
+			return false
+		}
+	}
+	return true
+}
+
 // Close resets all connections, closes all sockets and ends the stack's
 // goroutines. Deliver may still be called; nobody takes what it queues.
 func (l *Local) Close() error {

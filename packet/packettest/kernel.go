@@ -26,6 +26,7 @@ import (
 type Kernel struct {
 	t   testing.TB
 	fds []int
+	buf []byte
 }
 
 // vnetLen is the length of the virtio-net header on the devices.
@@ -139,21 +140,57 @@ func (k *Kernel) send(dev int, h, b []byte) {
 	}
 }
 
+// Offload lets all devices take super-packets and partial checksums, as a
+// device of sluice's with offload does.
+func (k *Kernel) Offload() {
+	k.t.Helper()
+	const all = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6 | unix.TUN_F_TSO_ECN
+	for _, fd := range k.fds {
+		if err := unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, all|unix.TUN_F_USO4|unix.TUN_F_USO6); err == nil {
+			continue
+		}
+		if err := unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, all); err != nil {
+			k.t.Fatal("TUNSETOFFLOAD: ", err)
+		}
+	}
+}
+
+// Output is a frame that left the kernel, as the device has it: perhaps a
+// super-packet, perhaps with a partial checksum.
+type Output struct {
+	Frame []byte
+	GSO   packet.GSO
+}
+
 // Drain is what the kernel has sent on device dev so far, without the
 // multicast reports and solicitations that IPv6 sends unasked.
-func (k *Kernel) Drain(dev int) [][]byte {
-	var out [][]byte
-	buf := make([]byte, 70000)
+func (k *Kernel) Drain(dev int) (out [][]byte) {
+	for _, o := range k.Outputs(dev) {
+		out = append(out, o.Frame)
+	}
+	return out
+}
+
+// Outputs is Drain with what the virtio-net headers say.
+func (k *Kernel) Outputs(dev int) (out []Output) {
+	if k.buf == nil {
+		k.buf = make([]byte, 70000)
+	}
 	for {
-		n, err := unix.Read(k.fds[dev], buf)
+		n, err := unix.Read(k.fds[dev], k.buf)
 		if err != nil || n <= vnetLen {
 			return out
 		}
-		b := append([]byte(nil), buf[vnetLen:n]...)
+		h, b := k.buf[:vnetLen], append([]byte(nil), k.buf[vnetLen:n]...)
 		if len(b) >= 40 && b[0]>>4 == 6 && b[24] == 0xff {
 			continue
 		}
-		out = append(out, b)
+		le := binary.LittleEndian
+		g := packet.GSO{Type: h[1], HdrLen: le.Uint16(h[2:]), Size: le.Uint16(h[4:])}
+		if h[0]&1 != 0 {
+			g.NeedsCsum, g.CsumStart, g.CsumOffset = true, le.Uint16(h[6:]), le.Uint16(h[8:])
+		}
+		out = append(out, Output{b, g})
 	}
 }
 

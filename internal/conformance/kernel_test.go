@@ -1,37 +1,35 @@
-package router
+package conformance
 
 import (
-	"bytes"
-	"context"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"sort"
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"sluice/internal/conntrackcmd"
-	"sluice/internal/iptables"
-	"sluice/netstack"
 	"sluice/packet"
 	"sluice/packet/packettest"
+	"sluice/router"
 )
 
 // A side is a router that a scenario happens to.
 type side interface {
 	// do makes one step; more is how many frames it is known to bring, at least.
 	do(st *step, frames []sending, more int) []sent
-	// tables is iptables-save -c of a family, flows is conntrack -L.
+	// tables is iptables-save -c of a family, flows is conntrack -L; quick: as
+	// /proc has it, where that is nearly the same.
 	tables(family uint8) string
-	flows() string
+	flows(quick bool) string
+	// load makes the rules a scenario's and forgets all connections; it gives
+	// why the rules are refused.
+	load(s *scenario) string
 }
 
 // kernelSide is the running kernel, in a namespace of the test's own.
@@ -41,6 +39,7 @@ type kernelSide struct {
 	ns string // the namespace's name to the kernel
 
 	senders []int // sockets of send lines, open until the next scenario
+	loaded  [2]string
 }
 
 // namespace is the network namespace that the calling thread is in.
@@ -70,7 +69,7 @@ const nftables = `table inet twin {
 
 // newKernelSide makes a kernel that is configured as r is. Conntrack is asked
 // for by an nft table, so that no iptables rule has to be there for it.
-func newKernelSide(t testing.TB, s *scenario, r *Router) *kernelSide {
+func newKernelSide(t testing.TB, s *scenario, r *router.Router, offload bool) *kernelSide {
 	t.Helper()
 	for _, tool := range []string{"nft", "conntrack", "iptables-legacy-restore", "ip6tables-legacy-restore"} {
 		if _, err := exec.LookPath(tool); err != nil {
@@ -84,7 +83,14 @@ func newKernelSide(t testing.TB, s *scenario, r *Router) *kernelSide {
 	}
 	x.k.AddTUN()
 	x.pipe("nft -f -", nftables)
-	lines := append(x.addresses(r), s.routing()...)
+	if offload {
+		x.k.Offload()
+	}
+	cfg, err := s.config()
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := append(x.addresses(cfg, r), s.routing()...)
 	x.sysctls(r)
 	var ip [2]string // `ip -batch` has one family
 	for _, l := range lines {
@@ -117,17 +123,17 @@ func newKernelSide(t testing.TB, s *scenario, r *Router) *kernelSide {
 
 // addresses gives the kernel what r has beyond the first ones: MTUs, more
 // addresses, and the link-local ones that r made.
-func (x *kernelSide) addresses(r *Router) (out []string) {
-	for _, c := range r.cfg.Interfaces {
+func (x *kernelSide) addresses(cfg *router.Config, r *router.Router) (out []string) {
+	for _, c := range cfg.Interfaces {
 		out = append(out, fmt.Sprintf("link set %s mtu %d", c.Name, c.MTU))
 		for _, a := range c.Addresses[2:] {
 			out = append(out, fmt.Sprintf("addr add %s dev %s%s", a, c.Name, nodad(a)))
 		}
 	}
-	fib := r.fib.Load()
+	fib := r.FIB().Load()
 	for _, i := range fib.Ifaces() {
 		for _, a := range fib.Addrs(i.Index) {
-			if a.Auto && i != r.lo {
+			if a.Auto && i != r.FIB().Loopback() {
 				out = append(out, fmt.Sprintf("addr add %s dev %s nodad", a.Prefix, i.Name))
 			}
 		}
@@ -143,8 +149,8 @@ func nodad(p netip.Prefix) string {
 }
 
 // sysctls gives the kernel r's tunables, those that it knows and lets be set.
-func (x *kernelSide) sysctls(r *Router) {
-	all := r.sysctl.All()
+func (x *kernelSide) sysctls(r *router.Router) {
+	all := r.Sysctl().All()
 	rank := func(name string) int {
 		for i, s := range []string{".all.", ".default."} {
 			if strings.Contains(name, s) {
@@ -167,21 +173,27 @@ func (x *kernelSide) sysctls(r *Router) {
 	x.k.Sysctl("net/ipv4/ip_early_demux=0") // or what a connected socket gets is not asked about its source
 }
 
-// load makes the rules the scenario's and forgets all connections; it gives why
-// the rules are refused.
 func (x *kernelSide) load(s *scenario) string {
 	x.closeSenders()
-	if all := strings.Join(slices.Concat(s.rules[0], s.rules[1]), " "); strings.Contains(all, "hashlimit") || strings.Contains(all, "recent") {
+	if s.lists() {
 		x.load(&scenario{}) // lets go of what the rules before knew under these names
 	}
 	for f, cmd := range []string{"iptables-legacy-restore", "ip6tables-legacy-restore"} {
-		c := x.command(cmd)
-		c.Stdin = strings.NewReader(restore(s.rules[f]))
-		if out, err := c.CombinedOutput(); err != nil {
-			return fmt.Sprintf("%s: %v\n%s\n%s", cmd, err, out, restore(s.rules[f]))
+		text := restore(s.rules[f])
+		if x.loaded[f] == text && len(s.rules[f]) == 0 && !s.uses(f) {
+			continue // still as they were, and nothing will be counted
 		}
+		c := x.command(cmd)
+		c.Stdin = strings.NewReader(text)
+		x.loaded[f] = ""
+		if out, err := c.CombinedOutput(); err != nil {
+			return fmt.Sprintf("%s: %v\n%s\n%s", cmd, err, out, text)
+		}
+		x.loaded[f] = text
 	}
-	x.command("conntrack", "-F").Run()
+	if err := netlink.ConntrackTableFlush(netlink.ConntrackTable); err != nil {
+		return err.Error()
+	}
 	return ""
 }
 
@@ -265,8 +277,13 @@ func (x *kernelSide) do(st *step, frames []sending, _ int) (out []sent) {
 		}
 	}
 	for i := range 3 {
-		for _, b := range x.k.Drain(i) {
-			out = append(out, sent{fmt.Sprint("tun", i), b})
+		for _, o := range x.k.Outputs(i) {
+			p := packet.New()
+			p.SetBytes(o.Frame)
+			p.Parse()
+			p.GSO = o.GSO
+			p.CompleteChecksum()
+			out = append(out, sent{fmt.Sprint("tun", i), p.Bytes(), super(o.GSO.Type, o.GSO.Size)})
 		}
 	}
 	return out
@@ -292,7 +309,12 @@ func (x *kernelSide) tables(family uint8) string {
 	return string(out)
 }
 
-func (x *kernelSide) flows() string {
+func (x *kernelSide) flows(quick bool) string {
+	if quick {
+		if b, err := os.ReadFile("/proc/thread-self/net/nf_conntrack"); err == nil {
+			return strings.ReplaceAll(string(b), " zone=0 ", " ")
+		}
+	}
 	var out []byte
 	for _, f := range []string{"ipv4", "ipv6"} {
 		b, err := x.command("conntrack", "-L", "-o", "extended", "-f", f).Output()
@@ -302,143 +324,6 @@ func (x *kernelSide) flows() string {
 		out = append(out, b...)
 	}
 	return string(out)
-}
-
-// ourSide is a Router in memory.
-type ourSide struct {
-	*bed
-	t testing.TB
-}
-
-func newOurSide(t testing.TB, s *scenario) *ourSide {
-	t.Helper()
-	x, err := tryOurSide(t, s)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return x
-}
-
-func tryOurSide(t testing.TB, s *scenario) (*ourSide, error) {
-	cfg, err := s.config()
-	if err != nil {
-		return nil, err
-	}
-	b, err := openBed(t, cfg, 1)
-	if err != nil {
-		return nil, err
-	}
-	for _, l := range b.links {
-		l.split = true
-	}
-	return &ourSide{b, t}, nil
-}
-
-func (x *ourSide) do(st *step, frames []sending, more int) (out []sent) {
-	x.t.Helper()
-	for _, l := range x.links {
-		l.out, l.gso = nil, nil
-	}
-	before := x.w.delivered
-	switch st.verb {
-	case "do":
-		w := strings.Fields(st.text)
-		if w[0] == "conntrack" {
-			conntrackcmd.Run(x.r.ct, w[1:], nil, new(bytes.Buffer), new(bytes.Buffer), nil)
-		} else {
-			iptables.Run(x.r.IPTables(), w, nil, new(bytes.Buffer), new(bytes.Buffer))
-		}
-	case "send":
-		x.send(st.text)
-		before-- // the socket's packet is on its way, as an answer would be
-	default:
-		x.w.do(func(w *worker) {
-			w.begin(x.r.clock())
-			for _, f := range frames {
-				w.batch[0].Reset()
-				w.batch[0].SetBytes(f.b)
-				w.batch[0].GSO = f.gso
-				w.burst(w.port(x.links[st.dev].iface), w.batch[:1])
-			}
-			w.end()
-		})
-	}
-	x.settle(before, more)
-	for i := range 3 {
-		name := fmt.Sprint("tun", i)
-		for _, b := range x.links[name].out {
-			if len(b) >= 40 && b[0]>>4 == 6 && b[24] == 0xff {
-				continue
-			}
-			out = append(out, sent{name, b})
-		}
-	}
-	return out
-}
-
-// settle gives the local sockets the time to answer what was delivered to them.
-func (x *ourSide) settle(before uint64, more int) {
-	deadline := time.Now().Add(500 * time.Millisecond)
-	for quiet := 0; quiet < 4 && x.w.delivered != before; {
-		time.Sleep(150 * time.Microsecond)
-		x.w.do(func(w *worker) {
-			w.begin(x.r.clock())
-			if w.drainLocal() {
-				quiet = 0
-			} else {
-				quiet++
-			}
-			w.end()
-		})
-		n := 0
-		for _, l := range x.links {
-			n += len(l.out)
-		}
-		if n < more && time.Now().Before(deadline) {
-			quiet = 0
-		}
-	}
-}
-
-func (x *ourSide) send(text string) {
-	x.t.Helper()
-	network, from, to, payload := parseSend(x.t, text)
-	ctx, cancel := context.WithCancel(context.Background())
-	x.t.Cleanup(cancel)
-	connect := func() (net.Conn, error) {
-		return x.r.local.DialContext(ctx, network, from, to, netstack.Owner{})
-	}
-	if network == "tcp" {
-		go connect()
-		return
-	}
-	c, err := connect()
-	if err != nil {
-		x.t.Logf("send %s: %v", text, err)
-		return
-	}
-	x.t.Cleanup(func() { c.Close() })
-	c.Write(payload)
-}
-
-func (x *ourSide) tables(family uint8) string {
-	cmd := "iptables-save"
-	if family == packet.IPv6 {
-		cmd = "ip6tables-save"
-	}
-	var out, errs bytes.Buffer
-	if n := iptables.Run(x.r.IPTables(), []string{cmd, "-c"}, nil, &out, &errs); n != 0 {
-		x.t.Fatalf("%s: %d %s", cmd, n, &errs)
-	}
-	return out.String()
-}
-
-func (x *ourSide) flows() string {
-	var out, errs bytes.Buffer
-	for _, f := range []string{"ipv4", "ipv6"} {
-		conntrackcmd.Run(x.r.ct, []string{"-L", "-o", "extended", "-f", f}, nil, &out, &errs, nil)
-	}
-	return out.String()
 }
 
 // counters gives the rules and policies of a save with their counters, by table

@@ -1,10 +1,12 @@
-package router
+package conformance
 
 import (
 	"fmt"
 	"math/rand/v2"
 	"regexp"
 	"strings"
+
+	"sluice/packet"
 )
 
 // generator makes scenarios of random rules and packets, the same ones for the
@@ -21,21 +23,6 @@ func newGenerator(seed uint64) *generator {
 	return &generator{Rand: rand.New(rand.NewPCG(seed, 0x5141ce))}
 }
 
-// networks are what random scenarios happen in; a namespace is made for each.
-var networks = [][]string{
-	nil,
-	{
-		"listen udp://10.1.0.1:53", "listen udp://[fd01::1]:53", "mtu tun1 1400", "addr tun1 10.2.0.7/24", "addr tun1 fd02::7/64",
-		"rule fwmark 0x1/0xf table 100", "route default via 10.3.0.2 dev tun2 table 100", "route default via fd03::2 dev tun2 table 100",
-		"rule fwmark 0x2/0xf type blackhole", "route blackhole 10.51.0.0/16", "route unreachable fd50::/64",
-	},
-	{
-		"sysctl net.ipv4.conf.all.rp_filter=1", "sysctl net.ipv4.conf.tun2.rp_filter=2", "sysctl net.netfilter.nf_conntrack_tcp_loose=0",
-		"route 10.40.0.0/16 via 10.3.0.2 dev tun2", "route fd40::/64 via fd03::2 dev tun2",
-		"rule fwmark 0x1/0x1 table 100", "route default via 10.1.0.9 dev tun0 table 100", "route default via fd01::9 dev tun0 table 100",
-	},
-}
-
 func pickOne[T any](g *generator, of ...T) T { return of[g.IntN(len(of))] }
 
 func (g *generator) chance(percent int) bool { return g.IntN(100) < percent }
@@ -50,10 +37,10 @@ func (g *generator) f(v4, v6 string) string {
 
 func (g *generator) scenario(net []string) *scenario {
 	g.v6 = g.chance(35)
-	s := &scenario{net: net}
+	s := &scenario{net: net, only: packet.IPv4}
 	f := 0
 	if g.v6 {
-		f = 1
+		f, s.only = 1, packet.IPv6
 	}
 	s.rules[f] = g.rules()
 	for range 1 + g.IntN(4) {

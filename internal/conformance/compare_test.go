@@ -1,7 +1,6 @@
-package router
+package conformance
 
 import (
-	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -10,16 +9,20 @@ import (
 	"sort"
 	"strings"
 	"testing"
-	"time"
 
 	"sluice/packet"
 	"sluice/packet/packettest"
 )
 
-// TestKernel takes the running kernel and a Router through the same scenarios:
-// the same frames have to leave, the same rules to count, the same connections
-// to be known. Without root, the Router is held against what was recorded.
-func TestKernel(t *testing.T) {
+// TestScenarios takes the running kernel and sluice through the scenarios of
+// testdata/kernel: the same frames have to leave, the same rules to count, the
+// same connections to be known. Without root, sluice is held against what was
+// recorded.
+func TestScenarios(t *testing.T) {
+	layer(t, "packets")
+	if *cases == 1 {
+		t.Skip("one random case is to be seen again")
+	}
 	for _, file := range scenarioFiles(t) {
 		name := strings.TrimSuffix(filepath.Base(file), ".txtar")
 		t.Run(name, func(t *testing.T) {
@@ -31,102 +34,157 @@ func TestKernel(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			ours := newOurSide(t, s)
 			if os.Getuid() != 0 {
-				d := s.replay(ours)
-				for _, l := range d {
+				for _, l := range s.replay(newOurSide(t, s, variants(false)[0])) {
 					t.Error(l)
 				}
 				return
 			}
-			kernel := newKernelSide(t, s, ours.r)
-			got := *s
-			c := compare{s: &got, k: kernel, o: ours}
-			c.run()
-			for _, l := range c.diffs {
-				t.Error(l)
-			}
-			if recorded := string(got.format(true)); *update && recorded != string(text) {
-				if err := os.WriteFile(file, []byte(recorded), 0o644); err != nil {
-					t.Fatal(err)
+			for _, offload := range []bool{false, true} {
+				if offload && !*long {
+					continue
+				}
+				got := *s
+				c := compare{s: &got}
+				for _, v := range variants(offload) {
+					c.add(newOurSide(t, s, v))
+				}
+				c.k = newKernelSide(t, s, c.ours[0].side.(*ourSide).r, offload)
+				c.run()
+				results.count("packets", 1, len(s.steps)*len(c.ours), len(c.diffs()))
+				for _, l := range c.diffs() {
+					t.Error(l)
+				}
+				if recorded := string(got.format(true)); *update && recorded != string(text) && !offload {
+					if err := os.WriteFile(file, []byte(recorded), 0o644); err != nil {
+						t.Fatal(err)
+					}
 				}
 			}
 		})
 	}
 }
 
-// compare takes two sides through a scenario.
+// compare takes the kernel and some of ours through a scenario.
 type compare struct {
-	s     *scenario
-	k, o  side
-	ports map[string]string // ours to the kernel's, where both were chosen at random
-	diffs []string
+	s    *scenario
+	k    side
+	ours []*contender
 }
 
-func (c *compare) differ(format string, args ...any) {
+// contender is one of ours, with what has become of it so far.
+type contender struct {
+	side
+	name  string
+	outs  [][]sent
+	ports map[string]string // ours to the kernel's, where both were chosen at random
+	diffs []string
+	lost  bool // the steps cannot go on
+}
+
+func (c *compare) add(o *ourSide) {
+	c.ours = append(c.ours, &contender{side: o, name: o.v.String(), ports: map[string]string{}})
+}
+
+func (c *contender) differ(format string, args ...any) {
 	c.diffs = append(c.diffs, fmt.Sprintf(format, args...))
+}
+
+// diffs are all differences; those that all of ours share are told once.
+func (c *compare) diffs() (out []string) {
+	var who []string
+	for _, o := range c.ours {
+		if len(o.diffs) == 0 {
+			continue
+		}
+		who = append(who, o.name)
+		if len(out) == 0 {
+			out = o.diffs
+		}
+	}
+	if len(who) > 0 && len(who) < len(c.ours) {
+		out = append([]string{"only with: " + strings.Join(who, "; ")}, out...)
+	}
+	return out
 }
 
 // run fills in the scenario's results with what the kernel did.
 func (c *compare) run() {
-	c.ports = map[string]string{}
-	var kouts, oouts [][]sent
-	steps := make([]*step, len(c.s.steps))
-	for i, st := range c.s.steps {
+	var kouts [][]sent
+	var steps []*step
+	for _, st := range c.s.steps {
 		cp := *st
 		cp.out = nil
-		steps[i] = &cp
-		if len(c.diffs) > 2 {
-			break // the rest follows from these
-		}
+		steps = append(steps, &cp)
 		kt, ok := expand(cp.text, kouts)
-		ot, ok2 := expand(cp.text, oouts)
-		if !ok || !ok2 {
-			if !ok && cp.verb != "do" {
-				kouts, oouts = append(kouts, nil), append(oouts, nil)
-			}
-			if ok != ok2 {
-				c.differ("%s: only one of the two has what this refers to", cp.line)
-				break
-			}
-			continue
-		}
-		var kf, of []sending
-		if cp.verb == "in" {
+		var ko []sent
+		var kf []sending
+		if ok {
+			ks := cp
+			ks.text, ks.dev = kt, device(cp.dev, kouts)
 			var err error
-			if kf, err = frames(kt); err == nil {
-				of, err = frames(ot)
-			}
-			if err != nil {
-				c.differ("%v", err)
+			if kf, err = cp.frames(kt); err != nil {
+				c.ours[0].differ("%v", err)
 				break
 			}
+			ko = c.k.do(&ks, kf, 0)
 		}
-		ks, os := cp, cp
-		ks.text, os.text = kt, ot
-		ks.dev, os.dev = device(cp.dev, kouts), device(cp.dev, oouts)
-		ko := c.k.do(&ks, kf, 0)
-		oo := c.o.do(&os, of, len(ko))
+		for _, o := range c.ours {
+			if len(o.diffs) > 2 {
+				o.lost = true // the rest follows from these
+			}
+			if o.lost {
+				continue
+			}
+			ot, ok2 := expand(cp.text, o.outs)
+			if ok != ok2 {
+				o.differ("%s: only one of the two has what this refers to", cp.line)
+				o.lost = true
+				continue
+			}
+			var oo []sent
+			if ok {
+				os := cp
+				os.text, os.dev = ot, device(cp.dev, o.outs)
+				of, err := cp.frames(ot)
+				if err != nil {
+					o.differ("%v", err)
+					o.lost = true
+					continue
+				}
+				oo = o.do(&os, of, len(ko))
+				cp.out = o.outputs(&cp, kf, ko, oo)
+			}
+			if cp.verb != "do" {
+				o.outs = append(o.outs, oo)
+			}
+		}
 		if cp.verb != "do" {
-			kouts, oouts = append(kouts, ko), append(oouts, oo)
+			kouts = append(kouts, ko)
 		}
-		cp.out = c.outputs(&cp, kf, ko, oo)
 	}
-	c.s.steps = slices.DeleteFunc(steps, func(st *step) bool { return st == nil })
+	c.s.steps = steps
 	c.dumps()
 }
 
+func (st *step) frames(text string) ([]sending, error) {
+	if st.verb != "in" {
+		return nil, nil
+	}
+	return frames(text)
+}
+
 // outputs compares what left after one step, and describes what left the kernel.
-func (c *compare) outputs(st *step, in []sending, ko, oo []sent) (desc []string) {
+func (c *contender) outputs(st *step, in []sending, ko, oo []sent) (desc []string) {
 	ok := len(ko) == len(oo)
 	var kd, od []string
 	why := ""
 	for i := range max(len(ko), len(oo)) {
 		if i < len(ko) && i < len(oo) {
 			k, o := c.normal(in, ko[i].b, oo[i].b)
-			if ko[i].dev != oo[i].dev || string(k) != string(o) {
+			if ko[i].dev != oo[i].dev || ko[i].gso != oo[i].gso || string(k) != string(o) {
 				if ok {
-					why = fmt.Sprintf("\n  kernel %x\n  ours   %x", k, o)
+					why = fmt.Sprintf("\n  kernel %x gso=%x\n  ours   %x gso=%x", k, ko[i].gso, o, oo[i].gso)
 				}
 				ok = false
 			}
@@ -148,7 +206,7 @@ func (c *compare) outputs(st *step, in []sending, ko, oo []sent) (desc []string)
 }
 
 // anyPort writes "rnd" for ports that the kernel chose at random.
-func (c *compare) anyPort(before, s string) string {
+func (c *contender) anyPort(before, s string) string {
 	for _, k := range c.ports {
 		s = regexp.MustCompile(regexp.QuoteMeta(before+k)+`\b`).ReplaceAllLiteralString(s, before+"rnd")
 	}
@@ -157,7 +215,7 @@ func (c *compare) anyPort(before, s string) string {
 
 // normal makes alike what Linux chooses at random in frames of its own making:
 // identifications, and what a TCP socket says when it opens a connection.
-func (c *compare) normal(in []sending, k, o []byte) ([]byte, []byte) {
+func (c *contender) normal(in []sending, k, o []byte) ([]byte, []byte) {
 	kp, op := reparse(k), reparse(o)
 	if kp == nil || op == nil || kp.Family != op.Family || kp.Proto != op.Proto {
 		return k, o
@@ -207,7 +265,7 @@ func portClass(p uint16) int {
 }
 
 // translate names a port that was chosen at random as the kernel's choice.
-func (c *compare) translate(p *packet.Packet) {
+func (c *contender) translate(p *packet.Packet) {
 	if len(c.ports) == 0 || !p.Is(packet.HasPorts) {
 		return
 	}
@@ -278,26 +336,61 @@ func plainSYN(p *packet.Packet) {
 
 var portWord = regexp.MustCompile(`(port=)(\d+)`)
 
+// dumps compares counters and connections.
 func (c *compare) dumps() {
 	var want [2]string
-	for _, fam := range families {
-		k, o := counters(c.k.tables(fam), true), counters(c.o.tables(fam), true)
+	for f, fam := range families {
+		if !c.s.uses(f) {
+			continue
+		}
+		save := c.k.tables(fam)
+		k := counters(save, true)
 		if c.s.edited() {
 			// iptables-legacy forgets the policies' counters with every edit, the nf_tables one does not.
-			k, o = slices.DeleteFunc(k, isPolicy), slices.DeleteFunc(o, isPolicy)
+			k = slices.DeleteFunc(k, isPolicy)
 		}
-		if d := diffLines(k, o); d != "" {
-			c.differ("IPv%d counters differ (- kernel, + ours):\n%s", fam, d)
+		for _, x := range c.ours {
+			o := counters(x.tables(fam), true)
+			if c.s.edited() {
+				o = slices.DeleteFunc(o, isPolicy)
+			}
+			if d := diffLines(k, o); d != "" {
+				x.differ("IPv%d counters differ (- kernel, + ours):\n%s", fam, d)
+			}
 		}
-		if lines := counters(c.k.tables(fam), false); len(lines) > 0 {
+		if lines := counters(save, false); len(lines) > 0 {
 			if c.s.edited() {
 				lines = slices.DeleteFunc(lines, isPolicy)
 			}
 			want[0] += fmt.Sprintf("# IPv%d\n%s", fam, joinLines(lines))
 		}
 	}
-	kf := flowsOf(c.k.flows())
-	of := flowsOf(portWord.ReplaceAllStringFunc(c.o.flows(), func(w string) string {
+	quick, exact := c.k.flows(true), ""
+	for i, x := range c.ours {
+		list := x.flows(false)
+		d := x.connections(quick, list)
+		if len(d) > 0 || i == 0 && c.s.name != "" {
+			if exact == "" {
+				exact = c.k.flows(false)
+			}
+			d = x.connections(exact, list)
+		}
+		x.diffs = append(x.diffs, d...)
+	}
+	if exact != "" {
+		var lines []string
+		for _, f := range flowsOf(exact) {
+			lines = append(lines, f.text)
+		}
+		want[1] = c.ours[0].anyPort("port=", joinLines(lines))
+	}
+	c.s.want = want
+}
+
+// connections compares two lists of connections.
+func (c *contender) connections(kernel, ours string) (diffs []string) {
+	kf := flowsOf(kernel)
+	of := flowsOf(portWord.ReplaceAllStringFunc(ours, func(w string) string {
 		if x := c.ports[w[5:]]; x != "" {
 			return "port=" + x
 		}
@@ -312,23 +405,21 @@ func (c *compare) dumps() {
 	}
 	c.pairPorts(kl, ol)
 	if d := diffLines(kl, ol); d != "" {
-		c.differ("connections differ (- kernel, + ours):\n%s", d)
-	} else {
-		for i := range kf {
-			if d := kf[i].secs - of[i].secs; d < -3 || d > 3 {
-				c.differ("timeout of %s: %d in the kernel, %d here", kf[i].text, kf[i].secs, of[i].secs)
-			}
+		return []string{"connections differ (- kernel, + ours):\n" + d}
+	}
+	for i := range kf {
+		if d := kf[i].secs - of[i].secs; d < -3 || d > 3 {
+			diffs = append(diffs, fmt.Sprintf("timeout of %s: %d in the kernel, %d here", kf[i].text, kf[i].secs, of[i].secs))
 		}
 	}
-	want[1] = c.anyPort("port=", joinLines(kl))
-	c.s.want = want
+	return diffs
 }
 
 var replyPort = regexp.MustCompile(`^(.* dport=)(\d+)( .*)$`)
 
 // pairPorts makes connections alike that differ in nothing but the port that
 // NAT chose for the client, which no frame may have told yet.
-func (c *compare) pairPorts(k, o []string) {
+func (c *contender) pairPorts(k, o []string) {
 	for i, kl := range k {
 		if slices.Contains(o, kl) {
 			continue
@@ -376,93 +467,4 @@ func diffLines(k, o []string) string {
 		return "the same, in another order"
 	}
 	return strings.Join(out, "\n")
-}
-
-// TestKernelRandom is TestKernel with scenarios made at random. Each failing
-// one is told with its seed, cut down to what it takes to fail.
-func TestKernelRandom(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("needs root: the kernel is asked in a network namespace")
-	}
-	for i, net := range networks {
-		t.Run(fmt.Sprint("network", i), func(t *testing.T) {
-			net = append([]string{"sysctl net.ipv4.conf.all.send_redirects=0"}, net...) // they come at a rate
-			for i := range 3 {
-				net = append(net, fmt.Sprintf("sysctl net.ipv4.conf.tun%d.send_redirects=0", i))
-			}
-			base := &scenario{net: net}
-			kernel := newKernelSide(t, base, newOurSide(t, base).r)
-			for n, failed := 0, 0; n < *cases && failed < 4; n++ {
-				seed := *firstSeed + uint64(n*len(networks)+i)
-				s := newGenerator(seed).scenario(net)
-				diffs := try(t, kernel, s)
-				if len(diffs) == 0 {
-					continue
-				}
-				failed++
-				s, diffs = shrink(t, kernel, s, diffs)
-				t.Errorf("seed %d\n%s\n%s", seed, s.format(false), strings.Join(diffs, "\n"))
-			}
-		})
-	}
-}
-
-var (
-	cases     = flag.Int("kernelcases", 60, "random scenarios per network")
-	firstSeed = flag.Uint64("kernelseed", 1, "the first one's seed")
-)
-
-// scope is a part of a test that cleans up when it ends. (A subtest would be
-// another goroutine, on a thread that is not in the kernel's namespace.)
-type scope struct {
-	testing.TB
-	undo []func()
-}
-
-func (s *scope) Cleanup(f func()) { s.undo = append(s.undo, f) }
-
-func (s *scope) end() {
-	for i := len(s.undo) - 1; i >= 0; i-- {
-		s.undo[i]()
-	}
-}
-
-// try takes both sides through s and tells how they differ.
-func try(t *testing.T, kernel *kernelSide, s *scenario) []string {
-	sc := &scope{TB: t}
-	defer sc.end()
-	ours, err := tryOurSide(sc, s)
-	why := kernel.load(s)
-	if (err != nil) != (why != "") {
-		return []string{fmt.Sprintf("rules: the kernel says %q, we %v", why, err)}
-	}
-	if err != nil || why != "" {
-		return nil
-	}
-	got := *s
-	c := compare{s: &got, k: kernel, o: ours}
-	c.run()
-	return c.diffs
-}
-
-// shrink leaves rules and frames out as long as there is a difference.
-func shrink(t *testing.T, kernel *kernelSide, s *scenario, diffs []string) (*scenario, []string) {
-	end := time.Now().Add(8 * time.Second)
-	for smaller := true; smaller; {
-		smaller = false
-		for i := range s.pieces() {
-			if time.Now().After(end) {
-				return s, diffs
-			}
-			x := s.without(i)
-			if x == nil {
-				continue
-			}
-			if d := try(t, kernel, x); len(d) > 0 {
-				s, diffs, smaller = x, d, true
-				break
-			}
-		}
-	}
-	return s, diffs
 }

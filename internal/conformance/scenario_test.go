@@ -1,4 +1,4 @@
-package router
+package conformance
 
 import (
 	"encoding/hex"
@@ -13,6 +13,7 @@ import (
 
 	"sluice/packet"
 	"sluice/packet/packettest"
+	"sluice/router"
 	"sluice/tables"
 )
 
@@ -52,7 +53,20 @@ type scenario struct {
 	rules [2][]string // IPv4, IPv6
 	steps []*step
 	want  [2]string // counters, conntrack
+
+	only uint8 // the family of all rules and packets; 0: of both
 }
+
+// uses: packets of the family (0: IPv4) are in it.
+func (s *scenario) uses(f int) bool { return s.only == 0 || s.only == families[f] }
+
+// lists: its rules keep named lists, which outlive the rules.
+func (s *scenario) lists() bool {
+	all := strings.Join(slices.Concat(s.rules[0], s.rules[1]), " ")
+	return strings.Contains(all, "hashlimit") || strings.Contains(all, "recent")
+}
+
+var families = [2]uint8{packet.IPv4, packet.IPv6}
 
 // step is one line of -- frames --, with the lines that came of it.
 type step struct {
@@ -208,12 +222,12 @@ func joinLines(l []string) string {
 }
 
 // config is the scenario's router.
-func (s *scenario) config() (*Config, error) {
-	c := &Config{}
+func (s *scenario) config() (*router.Config, error) {
+	c := &router.Config{}
 	for i := range 3 {
 		n := fmt.Sprint(i + 1)
-		c.Interfaces = append(c.Interfaces, InterfaceConfig{
-			Name: fmt.Sprint("tun", i), MTU: 1500, Addresses: prefixes("10."+n+".0.1/24", "fd0"+n+"::1/64"),
+		c.Interfaces = append(c.Interfaces, router.InterfaceConfig{
+			Name: fmt.Sprint("tun", i), MTU: 1500, Addresses: []netip.Prefix{netip.MustParsePrefix("10." + n + ".0.1/24"), netip.MustParsePrefix("fd0" + n + "::1/64")},
 		})
 	}
 	for _, l := range base {
@@ -226,8 +240,8 @@ func (s *scenario) config() (*Config, error) {
 			return nil, fmt.Errorf("%s: %q: %w", s.name, l, err)
 		}
 	}
-	for f, r := range []*RulesetConfig{&c.IPTables, &c.IP6Tables} {
-		r.Restore = []RestoreFile{{Path: s.name, Text: []byte(restore(s.rules[f]))}}
+	for f, r := range []*router.RulesetConfig{&c.IPTables, &c.IP6Tables} {
+		r.Restore = []router.RestoreFile{{Path: s.name, Text: []byte(restore(s.rules[f]))}}
 	}
 	return c, nil
 }
@@ -258,7 +272,7 @@ var base = []string{
 	"sysctl net.ipv6.icmp.ratelimit=0", "sysctl net.netfilter.nf_conntrack_acct=1",
 }
 
-func (s *scenario) configure(c *Config, l string) (err error) {
+func (s *scenario) configure(c *router.Config, l string) (err error) {
 	w := strings.Fields(l)
 	if len(w) == 0 || w[0] == "bare" || w[0][0] == '#' {
 		return nil
@@ -274,12 +288,12 @@ func (s *scenario) configure(c *Config, l string) (err error) {
 		return err
 	case "sysctl":
 		name, value, _ := strings.Cut(w[1], "=")
-		c.Sysctl = append(c.Sysctl, SysctlConfig{Name: name, Value: value})
+		c.Sysctl = append(c.Sysctl, router.SysctlConfig{Name: name, Value: value})
 		return nil
 	case "listen":
 		network, addr, _ := strings.Cut(w[1], "://")
 		ap, err := netip.ParseAddrPort(addr)
-		c.Services = append(c.Services, ServiceConfig{Type: "discard", Listen: []Listen{{network, ap}}})
+		c.Services = append(c.Services, router.ServiceConfig{Type: "discard", Listen: []router.Listen{{Network: network, Addr: ap}}})
 		return err
 	case "route":
 		return s.route(c, w[1:])
@@ -289,11 +303,11 @@ func (s *scenario) configure(c *Config, l string) (err error) {
 	return fmt.Errorf("unknown line")
 }
 
-func (s *scenario) route(c *Config, w []string) (err error) {
-	var r RouteConfig
+func (s *scenario) route(c *router.Config, w []string) (err error) {
+	var r router.RouteConfig
 	r.SetDefaults()
 	switch w[0] {
-	case RouteBlackhole, RouteUnreachable, RouteProhibit:
+	case router.RouteBlackhole, router.RouteUnreachable, router.RouteProhibit:
 		r.Type, w = w[0], w[1:]
 	}
 	to := w[0]
@@ -329,8 +343,8 @@ func (s *scenario) route(c *Config, w []string) (err error) {
 	return err
 }
 
-func (s *scenario) rule(c *Config, w []string) (err error) {
-	var r RuleConfig
+func (s *scenario) rule(c *router.Config, w []string) (err error) {
+	var r router.RuleConfig
 	r.SetDefaults()
 	for i := 0; i+1 < len(w) && err == nil; i += 2 {
 		var n uint64
@@ -344,7 +358,7 @@ func (s *scenario) rule(c *Config, w []string) (err error) {
 		case "fwmark":
 			v, m, has := strings.Cut(w[i+1], "/")
 			n, err = strconv.ParseUint(v, 0, 32)
-			r.FWMark = MarkMatch{uint32(n), 1<<32 - 1}
+			r.FWMark = router.MarkMatch{Value: uint32(n), Mask: 1<<32 - 1}
 			if has && err == nil {
 				n, err = strconv.ParseUint(m, 0, 32)
 				r.FWMark.Mask = uint32(n)
@@ -365,10 +379,12 @@ func (s *scenario) rule(c *Config, w []string) (err error) {
 	return err
 }
 
-// sent is a frame and the device that it left by.
+// sent is a frame, its checksum complete, and the device that it left by; gso
+// is 0 unless it is a super-packet.
 type sent struct {
 	dev string
 	b   []byte
+	gso uint32
 }
 
 var reference = regexp.MustCompile(`@(\d+)\.([a-z]+)(\d*)((?:[+-]\d+)?)`)
@@ -554,7 +570,7 @@ func (s *scenario) replay(o side) (diffs []string) {
 		}
 	}
 	var flows []string
-	for _, f := range flowsOf(o.flows()) {
+	for _, f := range flowsOf(o.flows(false)) {
 		flows = append(flows, f.text)
 	}
 	for i, g := range []string{got, joinLines(flows)} {

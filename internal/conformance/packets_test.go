@@ -1,0 +1,140 @@
+package conformance
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// networks are what random scenarios happen in; a namespace is made for each.
+var networks = [][]string{
+	nil,
+	{
+		"listen udp://10.1.0.1:53", "listen udp://[fd01::1]:53", "mtu tun1 1400", "addr tun1 10.2.0.7/24", "addr tun1 fd02::7/64",
+		"rule fwmark 0x1/0xf table 100", "route default via 10.3.0.2 dev tun2 table 100", "route default via fd03::2 dev tun2 table 100",
+		"rule fwmark 0x2/0xf type blackhole", "route blackhole 10.51.0.0/16", "route unreachable fd50::/64",
+	},
+	{
+		"sysctl net.ipv4.conf.all.rp_filter=1", "sysctl net.ipv4.conf.tun2.rp_filter=2", "sysctl net.netfilter.nf_conntrack_tcp_loose=0",
+		"route 10.40.0.0/16 via 10.3.0.2 dev tun2", "route fd40::/64 via fd03::2 dev tun2",
+		"rule fwmark 0x1/0x1 table 100", "route default via 10.1.0.9 dev tun0 table 100", "route default via fd01::9 dev tun0 table 100",
+	},
+}
+
+// bench is the kernel and all of ours in one network, for any number of scenarios.
+type bench struct {
+	k    *kernelSide
+	ours []*ourSide
+}
+
+// newBench makes one; the test's goroutine stays in the kernel's namespace.
+func newBench(t testing.TB, net []string, offload bool) *bench {
+	t.Helper()
+	net = append([]string{"sysctl net.ipv4.conf.all.send_redirects=0"}, net...) // they come at a rate
+	for i := range 3 {
+		net = append(net, fmt.Sprintf("sysctl net.ipv4.conf.tun%d.send_redirects=0", i))
+	}
+	s := &scenario{net: net}
+	b := &bench{}
+	for _, v := range variants(offload) {
+		b.ours = append(b.ours, newOurSide(t, s, v))
+	}
+	b.k = newKernelSide(t, s, b.ours[0].r, offload)
+	return b
+}
+
+// try takes all sides through s and tells how they differ.
+func (b *bench) try(s *scenario) []string {
+	got := *s
+	c := compare{s: &got, k: b.k}
+	why := b.k.load(s)
+	for _, o := range b.ours {
+		ours := o.load(s)
+		if (ours != "") != (why != "") {
+			return []string{fmt.Sprintf("rules: the kernel says %q, we %q", why, ours)}
+		}
+		c.add(o)
+	}
+	if why != "" {
+		return nil
+	}
+	c.run()
+	return c.diffs()
+}
+
+// TestPackets is random scenarios. Each failing one is told with its seed, cut
+// down to what it takes to fail. The seed says which network it is in, and
+// whether devices offload.
+func TestPackets(t *testing.T) {
+	layer(t, "packets")
+	needRoot(t)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for at := range places * shards {
+		next := *seed + uint64(at)
+		if next >= *seed+uint64(*cases) {
+			break
+		}
+		wg.Add(1)
+		go func() { // on a thread of its own, which stays in the kernel's namespace
+			defer wg.Done()
+			net, offload := place(next)
+			b := newBench(t, net, offload)
+			for failed := 0; next < *seed+uint64(*cases) && failed < *failures; next += places * shards {
+				s := newGenerator(next).scenario(net)
+				diffs := b.try(s)
+				results.count("packets", 1, len(s.steps)*len(b.ours), min(1, len(diffs)))
+				if len(diffs) == 0 {
+					continue
+				}
+				failed++
+				s, diffs = b.shrink(s, diffs)
+				t.Errorf("make conformance LAYER=packets CASES=1 SEED=%d\n%s\n%s", next, s.format(false), strings.Join(diffs, "\n"))
+			}
+		}()
+	}
+}
+
+// A case waits for the kernel most of the time, so several run side by side:
+// shards in each of the places.
+const shards = 3
+
+var places = uint64(2 * len(networks))
+
+// place is where a seed's case happens.
+func place(seed uint64) (net []string, offload bool) {
+	n := uint64(len(networks))
+	return networks[seed%n], seed/n%2 == 1
+}
+
+// shrink leaves rules and frames out as long as there is a difference.
+func (b *bench) shrink(s *scenario, diffs []string) (*scenario, []string) {
+	end := time.Now().Add(8 * time.Second)
+	for smaller := true; smaller; {
+		smaller = false
+		for i := range s.pieces() {
+			if time.Now().After(end) {
+				return s, diffs
+			}
+			x := s.without(i)
+			if x == nil {
+				continue
+			}
+			if d := b.try(x); len(d) > 0 {
+				s, diffs, smaller = x, d, true
+				break
+			}
+		}
+	}
+	return s, diffs
+}
+
+func needRoot(t *testing.T) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("needs root: the kernel is asked in a network namespace")
+	}
+}
