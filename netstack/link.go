@@ -42,6 +42,15 @@ type Queue interface {
 	Flush() error
 }
 
+// Prompter is a Queue that answers what is written to it, so that there may be
+// something to read though FD says nothing.
+type Prompter interface {
+	Queue
+	// Prompt says whether there is. After true, Read gives that, and then
+	// ErrAgain, without asking what FD stands for.
+	Prompt() bool
+}
+
 // What Read and Write return, always these very values.
 var (
 	ErrAgain = errors.New("no frame to read")
@@ -49,6 +58,8 @@ var (
 	ErrFrame = errors.New("unusable frame")
 	ErrDown  = errors.New("the interface is down")
 	ErrSend  = errors.New("the device refused the frame")
+	// ErrRefused: the link took the frame and had no use for it; p.Reason says why.
+	ErrRefused = errors.New("the link has no use for the frame")
 )
 
 // Why a link lost a frame.

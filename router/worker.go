@@ -17,9 +17,10 @@ import (
 )
 
 const (
-	batchSize   = 64  // frames a worker reads before it works on them
-	outputQueue = 256 // packets of the router's own that may wait in a worker
-	maxRounds   = 16  // batches from one queue before the others have their turn
+	batchSize   = 64        // frames a worker reads before it works on them
+	batchBytes  = 256 << 10 // and bytes, so that super-packets stay in the cache
+	outputQueue = 256       // packets of the router's own that may wait in a worker
+	maxRounds   = 16        // batches from one queue before the others have their turn
 )
 
 // worker is one goroutine locked to its thread. It owns queue i of every
@@ -89,8 +90,9 @@ type port struct {
 // reader is a queue that a worker reads.
 type reader struct {
 	*port
-	queue netstack.Queue
-	fd    int
+	queue  netstack.Queue
+	prompt netstack.Prompter // queue, if it is one; else nil
+	fd     int
 }
 
 func newWorker(r *Router, id int) (*worker, error) {
@@ -152,6 +154,9 @@ func (w *worker) loop() {
 			w.drain(int(e.Fd))
 		}
 		w.drainLocal()
+		for w.prompt() {
+			w.drainLocal()
+		}
 		if len(w.files) > 0 {
 			w.readFiles()
 		}
@@ -199,9 +204,9 @@ func (w *worker) drain(fd int) {
 
 func (w *worker) read(q reader) {
 	for range maxRounds {
-		n := 0
+		n, size := 0, 0
 		var err error
-		for n < batchSize && !q.gone {
+		for n < batchSize && size < batchBytes && !q.gone {
 			p := w.batch[n]
 			p.Reset()
 			if err = q.queue.Read(p); err == netstack.ErrFrame {
@@ -211,16 +216,32 @@ func (w *worker) read(q reader) {
 			if err != nil {
 				break
 			}
+			size += p.Len()
 			n++
 		}
 		if err == netstack.ErrGone {
 			w.lose(q.port)
 		}
 		w.burst(q.port, w.batch[:n])
-		if n < batchSize {
+		if q.prompt == nil {
+			w.prompt()
+		}
+		if err != nil || q.gone {
 			return
 		}
 	}
+}
+
+// prompt reads the queues that have something to say because of what was
+// written to them; false: none had.
+func (w *worker) prompt() (any bool) {
+	for i := range w.reads {
+		if q := &w.reads[i]; q.prompt != nil && !q.gone && q.prompt.Prompt() {
+			w.read(*q)
+			any = true
+		}
+	}
+	return any
 }
 
 // burst works on what was read at once.
@@ -268,7 +289,8 @@ func (w *worker) plug(l *link) {
 	d := &port{link: l.link, queue: l.link.Queue(w.id % n), iface: l.iface}
 	w.ports[l.iface.Index] = d
 	for i := w.id; i < n; i += len(w.r.workers) {
-		q := reader{d, l.link.Queue(i), l.link.Queue(i).FD()}
+		q := reader{port: d, queue: l.link.Queue(i), fd: l.link.Queue(i).FD()}
+		q.prompt, _ = q.queue.(netstack.Prompter)
 		if q.fd < 0 {
 			w.files = append(w.files, q)
 			continue
@@ -320,6 +342,10 @@ func (d *port) send(w *worker, p *packet.Packet) bool {
 	case netstack.ErrGone:
 		w.lose(d)
 		return drop(p, reasonLinkGone)
+	case netstack.ErrRefused:
+		d.txPackets++
+		d.txBytes += uint64(n)
+		return false
 	}
 	d.txErrors++
 	return drop(p, reasonLinkWrite)
