@@ -287,6 +287,12 @@ func (l *Local) SetAddresses(addrs []netip.Prefix) error {
 // IsOwn says whether a is one of the stack's addresses.
 func (l *Local) IsOwn(a netip.Addr) bool { return (*l.own.Load())[a.Unmap().WithZone("")] }
 
+// Source is the address of the router's that packets to dst come from; false: none.
+func (l *Local) Source(dst netip.Addr) (netip.Addr, bool) {
+	a := l.source(dst)
+	return a, a.IsValid()
+}
+
 // source chooses the address that packets to dst come from; invalid: none.
 func (l *Local) source(dst netip.Addr) netip.Addr {
 	dst = dst.Unmap()

@@ -32,6 +32,7 @@ type Config struct {
 	IPTables   RulesetConfig     `toml:"iptables"`
 	IP6Tables  RulesetConfig     `toml:"ip6tables"`
 	Services   []ServiceConfig   `toml:"service"`
+	Publish    []PublishConfig   `toml:"publish"`
 	Sysctl     []SysctlConfig    `toml:"sysctl"` // in the file's order
 }
 
@@ -67,13 +68,15 @@ type ControlConfig struct {
 const (
 	TypeTUN  = "tun"
 	TypePcap = "pcap"
+	// TypeUplink: the far side is the host's ordinary sockets.
+	TypeUplink = "uplink"
 )
 
 // InterfaceConfig is one [[interface]].
 type InterfaceConfig struct {
 	Pos       Position       `toml:"-"`
 	Name      string         `toml:"name"`      // 1 to 15 bytes; what -i and -o match
-	Type      string         `toml:"type"`      // TypeTUN (the default) or TypePcap
+	Type      string         `toml:"type"`      // TypeTUN (the default), TypeUplink or TypePcap
 	Addresses []netip.Prefix `toml:"addresses"` // the router's own, host bits kept
 	MTU       int            `toml:"mtu"`       // bytes; default 1500
 	Queues    int            `toml:"queues"`    // TUN queues; 0: one per worker
@@ -82,6 +85,10 @@ type InterfaceConfig struct {
 	Read      string         `toml:"read"`      // pcap: frames that arrive; "": none
 	Write     string         `toml:"write"`     // pcap: where leaving frames go; "": nowhere
 	Host      *HostConfig    `toml:"host"`      // the kernel's end; nil: left as it is
+
+	HostLoopback []netip.Addr `toml:"host_loopback"` // uplink: addresses that stand for the host's 127.0.0.1 and ::1, one of a family; empty: they cannot be reached
+	Source       []netip.Addr `toml:"source"`        // uplink: what the host's sockets are bound to, one of a family; empty: the host's choice
+	MaxFlows     int          `toml:"max_flows"`     // uplink: connections at once; 0: 65536
 }
 
 // Owner is a user that may attach to a device.
@@ -283,6 +290,30 @@ type Listen struct {
 }
 
 func (l Listen) String() string { return l.Network + "://" + l.Addr.String() }
+
+// PublishConfig is one [[publish]]: a host port that reaches inside. What
+// connects to it arrives as packets on an uplink.
+type PublishConfig struct {
+	Pos       Position       `toml:"-"`
+	Listen    HostListen     `toml:"listen"`
+	To        netip.AddrPort `toml:"to"`        // where the packets go, before PREROUTING
+	Interface string         `toml:"interface"` // the uplink; "": the first
+}
+
+// HostListen is where on the host something is listened on: "127.0.0.1:8080",
+// "udp://127.0.0.1:8080" or "unix:///run/x.sock".
+type HostListen struct {
+	Network string         // "tcp", "udp" or "unix"
+	Addr    netip.AddrPort // of tcp and udp; [::] takes IPv4 as well
+	Path    string         // of unix
+}
+
+func (l HostListen) String() string {
+	if l.Network == "unix" {
+		return "unix://" + l.Path
+	}
+	return l.Network + "://" + l.Addr.String()
+}
 
 // SysctlConfig is one entry of [sysctl].
 type SysctlConfig struct {

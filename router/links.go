@@ -10,7 +10,10 @@ func (r *Router) openLink(c *InterfaceConfig, index int) (netstack.Link, error) 
 	if r.opt.Open != nil {
 		return r.opt.Open(c, index)
 	}
-	if c.Type == TypePcap {
+	switch c.Type {
+	case TypeUplink:
+		return r.openUplink(c, index)
+	case TypePcap:
 		return netstack.OpenPcap(netstack.PcapConfig{Name: c.Name, Index: index, MTU: c.MTU, Read: c.Read, Write: c.Write, Wall: r.wall})
 	}
 	queues := c.Queues

@@ -43,9 +43,10 @@ var rooms = map[string][]string{
 	"internal/host":         {},
 	"netstack":              {"packet", "internal/host"},
 	"netstack/services":     {"packet", "netstack"},
+	"netstack/uplink":       {"packet", "netstack"},
 	"internal/iptables":     {"packet", "hooks", "conntrack", "nat", "tables", "tables/ext"},
 	"internal/sysctl":       {},
-	"router":                {"packet", "packet/frag", "packet/packettext", "hooks", "conntrack", "nat", "tables", "tables/ext", "netstack", "netstack/services", "internal/iptables", "internal/host"},
+	"router":                {"packet", "packet/frag", "packet/packettext", "hooks", "conntrack", "nat", "tables", "tables/ext", "netstack", "netstack/services", "netstack/uplink", "internal/iptables", "internal/host"},
 	"internal/conntrackcmd": {"packet", "conntrack"},
 }
 

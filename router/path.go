@@ -111,6 +111,11 @@ func (w *worker) input(p *packet.Packet) bool {
 	if typ, _, ok := p.ICMPType(); ok && (typ == 8 && p.Family == packet.IPv4 || typ == 128 && p.Family == packet.IPv6) && w.r.knobs.echoIgnore[family(p)].Load() != 0 {
 		return drop(p, reasonEchoIgnored)
 	}
+	if len(w.uplinks) > 0 {
+		if taken, ok := w.uplinkTakes(p); taken {
+			return ok
+		}
+	}
 	if !w.localProtocol(p) {
 		return false
 	}

@@ -91,6 +91,7 @@ func (r *Router) apply(cfg *Config) (err error) {
 			r.log.Error("going back to the former routes", "err", e)
 		}
 	}
+	r.acceptLocal(made)
 	late, err := r.setSysctls(cfg, false)
 	if err != nil {
 		back()
@@ -99,7 +100,15 @@ func (r *Router) apply(cfg *Config) (err error) {
 	oldLinks := r.links
 	r.links = next
 	r.setLocalAddresses()
-	if err := r.services.Apply(serviceSpecs(cfg)); err != nil {
+	err = r.publish(cfg, next)
+	if err == nil {
+		if err = r.services.Apply(serviceSpecs(cfg)); err != nil {
+			if e := r.publish(r.cfg, keep); e != nil {
+				r.log.Error("going back to the former published ports", "err", e)
+			}
+		}
+	}
+	if err != nil {
 		r.links = oldLinks
 		late()
 		back()

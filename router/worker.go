@@ -12,6 +12,7 @@ import (
 	"sluice/conntrack"
 	"sluice/hooks"
 	"sluice/netstack"
+	"sluice/netstack/uplink"
 	"sluice/packet"
 	"sluice/tables"
 )
@@ -44,6 +45,7 @@ type worker struct {
 	routeTag, routeEpoch uint32
 
 	ports   []*port // by interface index; nil: none
+	uplinks []*port // those of ports that are uplinks
 	reads   []reader
 	files   []reader // capture files: nothing to wait on
 	batch   []*packet.Packet
@@ -129,6 +131,7 @@ func (w *worker) loop() {
 	defer close(w.exited)
 	events := make([]unix.EpollEvent, 64)
 	spin := w.r.busyPoll
+	more := false // a queue may have something to read, whatever epoll says
 	for !w.stop {
 		n, err := unix.EpollWait(w.epoll, events, 0)
 		if n <= 0 {
@@ -136,7 +139,7 @@ func (w *worker) loop() {
 			for end := time.Now().Add(spin); spin > 0 && n <= 0 && time.Now().Before(end); {
 				n, err = unix.EpollWait(w.epoll, events, 0)
 			}
-			if n <= 0 && len(w.files) == 0 && w.r.rings.Arm(w.id) && w.commands.Load() == nil {
+			if n <= 0 && !more && len(w.files) == 0 && w.r.rings.Arm(w.id) && w.commands.Load() == nil {
 				n, err = unix.EpollWait(w.epoll, events, -1)
 			}
 		}
@@ -154,9 +157,7 @@ func (w *worker) loop() {
 			w.drain(int(e.Fd))
 		}
 		w.drainLocal()
-		for w.prompt() {
-			w.drainLocal()
-		}
+		more = w.prompt()
 		if len(w.files) > 0 {
 			w.readFiles()
 		}
@@ -235,9 +236,9 @@ func (w *worker) read(q reader) {
 // prompt reads the queues that have something to say because of what was
 // written to them; false: none had.
 func (w *worker) prompt() (any bool) {
-	for i := range w.reads {
-		if q := &w.reads[i]; q.prompt != nil && !q.gone && q.prompt.Prompt() {
-			w.read(*q)
+	for i := 0; i < len(w.reads); i++ {
+		if q := w.reads[i]; q.prompt != nil && !q.gone && q.prompt.Prompt() {
+			w.read(q)
 			any = true
 		}
 	}
@@ -288,6 +289,9 @@ func (w *worker) plug(l *link) {
 	n := l.link.Queues()
 	d := &port{link: l.link, queue: l.link.Queue(w.id % n), iface: l.iface}
 	w.ports[l.iface.Index] = d
+	if _, ok := l.link.(*uplink.Link); ok {
+		w.uplinks = append(w.uplinks, d)
+	}
 	for i := w.id; i < n; i += len(w.r.workers) {
 		q := reader{port: d, queue: l.link.Queue(i), fd: l.link.Queue(i).FD()}
 		q.prompt, _ = q.queue.(netstack.Prompter)
@@ -304,6 +308,7 @@ func (w *worker) plug(l *link) {
 
 func (w *worker) unplug(l *link) {
 	w.unwatch(l.link)
+	w.uplinks = slices.DeleteFunc(w.uplinks, func(d *port) bool { return d.link == l.link })
 	if i := l.iface.Index; i < len(w.ports) && w.ports[i] != nil && w.ports[i].link == l.link {
 		w.ports[i] = nil
 	}
@@ -504,6 +509,7 @@ func (r *Router) Step(i int) {
 			}
 			w.readFiles()
 			w.drainLocal()
+			w.prompt()
 			w.end()
 			if w.packets == before {
 				return

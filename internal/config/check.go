@@ -4,10 +4,12 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
 	"sluice/internal/iptables"
+	"sluice/netstack/uplink"
 	"sluice/router"
 )
 
@@ -29,6 +31,7 @@ func (c *checker) check() {
 		c.routing()
 	}
 	c.services()
+	c.publish()
 	c.sysctls()
 	c.rulesets()
 }
@@ -94,6 +97,9 @@ func (c *checker) interfaces() {
 			names[f.Name] = f.Pos
 		}
 
+		if f.Type == router.TypeUplink && !has("mtu") {
+			f.MTU = uplink.DefaultMTU
+		}
 		six := false
 		for j, p := range f.Addresses {
 			six = six || p.Addr().Is6()
@@ -114,29 +120,58 @@ func (c *checker) interfaces() {
 			c.errorf(at("queues"), "queues: %d is more than the %d that a TUN device can have", f.Queues, router.MaxQueues)
 		}
 
+		for k, types := range keysOf {
+			if has(k) && !slices.Contains(types, f.Type) {
+				c.errorf(key(k), "%s is for interfaces of type %q; this one is of type %q", k, types[0], f.Type)
+			}
+		}
 		switch f.Type {
 		case router.TypeTUN:
-			for _, k := range []string{"read", "write"} {
-				if has(k) {
-					c.errorf(key(k), "%s is for interfaces of type \"pcap\"; this one is a TUN device", k)
-				}
-			}
 		case router.TypePcap:
-			for _, k := range []string{"queues", "offload", "owner", "host"} {
-				if has(k) {
-					c.errorf(key(k), "%s is for TUN devices; this interface is of type \"pcap\"", k)
-				}
-			}
 			f.Offload = false
 			c.pcap(i, f, files)
+		case router.TypeUplink:
+			f.Offload = false
+			c.onePerFamily(i, "host_loopback", f.HostLoopback)
+			c.onePerFamily(i, "source", f.Source)
 		default:
-			c.errorf(at("type"), "no interface type %q: \"tun\" or \"pcap\"%s", f.Type, typeNotHere(f.Type))
+			c.errorf(at("type"), "no interface type %q: \"tun\", \"uplink\" or \"pcap\"%s", f.Type, typeNotHere(f.Type))
 		}
 		if f.Host != nil {
 			c.host(i, f)
 		}
 	}
 	c.hostMeetsRouter(addrs)
+}
+
+// keysOf says which types of interface some keys are for.
+var keysOf = map[string][]string{
+	"read":          {router.TypePcap},
+	"write":         {router.TypePcap},
+	"queues":        {router.TypeTUN},
+	"offload":       {router.TypeTUN},
+	"owner":         {router.TypeTUN},
+	"host":          {router.TypeTUN},
+	"host_loopback": {router.TypeUplink},
+	"source":        {router.TypeUplink},
+	"max_flows":     {router.TypeUplink},
+}
+
+// onePerFamily checks a list that has one address of each family at most.
+func (c *checker) onePerFamily(i int, key string, list []netip.Addr) {
+	for j, a := range list {
+		if !a.IsValid() {
+			continue
+		}
+		if a.IsUnspecified() || a.IsMulticast() || a.IsLoopback() {
+			c.errorf(c.pos("interface", i, key, j), "%s: %s cannot be that", key, a)
+		}
+		for _, b := range list[:j] {
+			if b.IsValid() && a.Is4() == b.Is4() {
+				c.errorf(c.pos("interface", i, key, j), "%s: there is %s already, and one address of a family is the most", key, b)
+			}
+		}
+	}
 }
 
 // badName says what is wrong with an interface's name, by the kernel's rules

@@ -218,17 +218,16 @@ var refusals = []struct {
 	{"not text", "a = \"\xff\"", []string{`1:5: invalid UTF-8 byte: 0xff`}},
 	{"unknown keys, all of them", "[router]\nworker = 1\n[nonsense]\n[[interface]]\nname = \"a\"\nmut = 3\n  [interface.host]\n  adresses = []", []string{
 		"2:1: unknown key worker; did you mean workers?",
-		"3:1: unknown key nonsense; known here: control, interface, ip6tables, iptables, route, router, rule, service, sysctl",
+		"3:1: unknown key nonsense; known here: control, interface, ip6tables, iptables, publish, route, router, rule, service, sysctl",
 		"6:1: unknown key mut; did you mean mtu?",
 		"8:3: unknown key adresses; did you mean addresses?",
 	}},
-	{"not in this build", "[control]\nhttp = \"127.0.0.1:1\"\n[[set]]\nname = \"x\"\n[dns]\n[[publish]]\n[[proxy]]\n[[interface]]\nname = \"a\"\ntype = \"uplink\"", []string{
+	{"not in this build", "[control]\nhttp = \"127.0.0.1:1\"\n[[set]]\nname = \"x\"\n[dns]\n[[proxy]]\n[[interface]]\nname = \"a\"\ntype = \"packet\"", []string{
 		`2:1: control.http: sluice has no page of its own; a [[service]] of type "http" on a router address shows the status`,
 		"3:1: set: sluice has no sets; write the addresses as rules, a user-defined chain can hold them",
 		"5:1: dns: sluice has no resolver; run one behind it, and let rules say who may reach it",
-		"6:1: publish: sluice opens no host ports; give the TUN device a [interface.host] end and use a DNAT rule in nat PREROUTING",
-		"7:1: proxy: sluice has no proxies; route the programs' traffic to a TUN device",
-		`10:8: no interface type "uplink": "tun" or "pcap"; to reach the host's network give a TUN device an [interface.host] end and let the host forward`,
+		"6:1: proxy: sluice has no proxies; route the programs' traffic to a TUN device",
+		`9:8: no interface type "packet": "tun", "uplink" or "pcap"; put a TUN device with an [interface.host] end beside the existing device`,
 	}},
 	{"types", "[router]\nworkers = \"2\"\nbusy_poll = 1.5\n[[interface]]\nname = 3\noffload = 1\naddresses = \"10.0.0.1/24\"\n[interface.host]\nroutes = [1]\n[[route]]\nto = [\"x\"]", []string{
 		"2:11: router.workers: want an integer, not a string",

@@ -14,7 +14,6 @@ var elsewhere = map[string]string{
 	"control.tls_key":     `there is no page that it could guard; leave it out`,
 	"set":                 `sluice has no sets; write the addresses as rules, a user-defined chain can hold them`,
 	"dns":                 `sluice has no resolver; run one behind it, and let rules say who may reach it`,
-	"publish":             `sluice opens no host ports; give the TUN device a [interface.host] end and use a DNAT rule in nat PREROUTING`,
 	"proxy":               `sluice has no proxies; route the programs' traffic to a TUN device`,
 	"iptables.policy":     `policies belong to a table: [iptables.filter] policy = { … }`,
 	"iptables.rules":      `rules belong to a table: [iptables.filter] rules = [ … ]`,
@@ -44,8 +43,6 @@ func notHere(n node) string {
 // typeNotHere says the same of an interface's type.
 func typeNotHere(typ string) string {
 	switch typ {
-	case "uplink":
-		return `; to reach the host's network give a TUN device an [interface.host] end and let the host forward`
 	case "packet":
 		return `; put a TUN device with an [interface.host] end beside the existing device`
 	}

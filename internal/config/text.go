@@ -24,6 +24,8 @@ var texts = map[reflect.Type]textParser{
 	reflect.TypeFor[router.HostRoute]():   func(_ *decoder, s string) (any, error) { return hostRoute(s) },
 	reflect.TypeFor[router.MarkMatch]():   func(_ *decoder, s string) (any, error) { return mark(s) },
 	reflect.TypeFor[router.Listen]():      func(_ *decoder, s string) (any, error) { return listen(s) },
+	reflect.TypeFor[router.HostListen]():  hostListen,
+	reflect.TypeFor[netip.AddrPort]():     func(_ *decoder, s string) (any, error) { return addrPort(s) },
 	reflect.TypeFor[router.RestoreFile](): restoreFile,
 }
 
@@ -296,4 +298,43 @@ func splitArgs(s string) ([]word, *offsetError) {
 	}
 	flush()
 	return out, nil
+}
+
+// hostListen reads "ADDR:PORT", with tcp:// or udp:// before it, or "unix://PATH".
+func hostListen(d *decoder, s string) (any, error) {
+	network, rest, ok := strings.Cut(s, "://")
+	if !ok {
+		network, rest = "tcp", s
+	}
+	off := len(s) - len(rest)
+	switch network {
+	case "unix":
+		if rest == "" {
+			return router.HostListen{}, fmt.Errorf("%q has no path", s)
+		}
+		return router.HostListen{Network: network, Path: d.path(rest)}, nil
+	case "tcp", "udp":
+	default:
+		return router.HostListen{}, fmt.Errorf("%q: want ADDRESS:PORT, udp://ADDRESS:PORT or unix://PATH", s)
+	}
+	ap, err := addrPort(rest)
+	if err != nil {
+		return router.HostListen{}, &offsetError{off, err.Error()}
+	}
+	return router.HostListen{Network: network, Addr: ap}, nil
+}
+
+// addrPort reads "ADDR:PORT".
+func addrPort(s string) (netip.AddrPort, error) {
+	ap, err := netip.ParseAddrPort(s)
+	if err != nil {
+		return ap, fmt.Errorf("%q is not ADDRESS:PORT (an IPv6 address in brackets)", s)
+	}
+	if ap.Port() == 0 {
+		return ap, fmt.Errorf("%q: port 0 is none", s)
+	}
+	if _, err := address(ap.Addr().String()); err != nil {
+		return ap, err
+	}
+	return ap, nil
 }

@@ -115,15 +115,20 @@ func (q *queue) icmpError(orig *packet.Packet, typ, code uint8, rest uint32, fro
 			src = a
 		}
 	}
-	e := packet.New()
-	if packet.BuildICMPError(e, orig, typ, code, rest, src) {
-		q.push(e.Bytes())
+	if packet.BuildICMPError(q.answer, orig, typ, code, rest, src) {
+		q.push(q.answer.Bytes())
+	}
+}
+
+// refuse queues a RST for a segment that belongs to no connection, or not to the one it names.
+func (q *queue) refuse(p *packet.Packet) {
+	if p.TCPFlags()&packet.TCPRst == 0 && packet.BuildTCPReset(q.answer, p) {
+		q.push(q.answer.Bytes())
 	}
 }
 
 // flowError queues an ICMP error about a packet of the flow that is not at hand any more.
 func (q *queue) flowError(f *flow, typ, code uint8, rest uint32, from *[16]byte, seq uint32, payload []byte) {
-	orig := packet.New()
-	f.quote(orig, seq, payload)
-	q.icmpError(orig, typ, code, rest, from)
+	f.quote(q.quoted, seq, payload)
+	q.icmpError(q.quoted, typ, code, rest, from)
 }

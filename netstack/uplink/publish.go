@@ -275,8 +275,8 @@ func (s *udpListener) arrived(q *queue, p *packet.Packet, n int) bool {
 		switch have := s.link.find(&k).(type) {
 		case nil:
 			c = &udpConn{server: s, at: at}
-			c.mu.Lock()
 			c.init(q, &k)
+			c.mu.Lock()
 			c.peer = peer
 			if !s.link.enter(c) {
 				c.dead = true

@@ -31,6 +31,8 @@ type queue struct {
 	sweepAt   int64
 	listeners atomic.Pointer[map[int]conn] // by descriptor
 
+	answer, quoted *packet.Packet // what is being built
+
 	msg  unix.Msghdr
 	iov  [2]unix.Iovec
 	oob  [256]byte
@@ -40,7 +42,7 @@ type queue struct {
 const maxRaw = 1024
 
 func newQueue(l *Link, id int) (*queue, error) {
-	q := &queue{link: l, id: id, epoll: -1, clock: -1, sweepAt: sweepEvery}
+	q := &queue{link: l, id: id, epoll: -1, clock: -1, sweepAt: sweepEvery, answer: packet.New(), quoted: packet.New()}
 	q.listeners.Store(&map[int]conn{})
 	var err error
 	if q.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {

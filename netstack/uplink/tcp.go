@@ -97,10 +97,7 @@ func (q *queue) openTCP(p *packet.Packet, k *key) bool {
 		return lose(p, ReasonInvalid)
 	}
 	if p.TCPFlags()&(syn|packet.TCPAckFlag|packet.TCPRst|packet.TCPFin) != syn {
-		r := packet.New()
-		if p.TCPFlags()&packet.TCPRst == 0 && packet.BuildTCPReset(r, p) {
-			q.push(r.Bytes())
-		}
+		q.refuse(p)
 		return lose(p, ReasonInvalid)
 	}
 	to, ok := q.link.target(k)
@@ -282,10 +279,7 @@ func (c *tcpConn) segment(q *queue, p *packet.Packet) bool {
 	}
 	if c.state == synRcvd {
 		if ack != c.iss+1 {
-			r := packet.New()
-			if packet.BuildTCPReset(r, p) {
-				q.push(r.Bytes())
-			}
+			q.refuse(p)
 			return lose(p, ReasonInvalid)
 		}
 		c.state, c.una, c.nxt, c.sent, c.tries = open, ack, ack, ack, 0
@@ -330,10 +324,7 @@ func (c *tcpConn) gotReset(p *packet.Packet, flags uint8, seq, ack uint32) bool 
 func (c *tcpConn) accepted(q *queue, p *packet.Packet, flags uint8, seq, ack uint32) bool {
 	const want = packet.TCPSyn | packet.TCPAckFlag
 	if flags&want != want || ack != c.iss+1 {
-		r := packet.New()
-		if packet.BuildTCPReset(r, p) {
-			q.push(r.Bytes())
-		}
+		q.refuse(p)
 		return lose(p, ReasonInvalid)
 	}
 	c.irs, c.rcvNxt, c.told = seq, seq+1, seq+1

@@ -77,9 +77,9 @@ func (q *queue) openUDP(p *packet.Packet, k *key) conn {
 		return nil
 	}
 	c := &udpConn{ping: k.proto != packet.ProtoUDP}
+	c.init(q, k)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.init(q, k)
 	if !q.link.enter(c) {
 		p.Reason = ReasonFull
 		c.dead = true
