@@ -288,10 +288,10 @@ var refusals = []struct {
 		"14:7: mtu: 65536 is not between 68 and 65535",
 	}},
 	{"keys of the other type", "[[interface]]\nname = \"a\"\nread = \"in.pcap\"\n[[interface]]\nname = \"b\"\ntype = \"pcap\"\nread = \"in.pcap\"\nqueues = 1\nowner = 3\n[interface.host]\n[[interface]]\nname = \"c\"\ntype = \"pcap\"", []string{
-		`3:1: read is for interfaces of type "pcap"; this one is a TUN device`,
-		`8:1: queues is for TUN devices; this interface is of type "pcap"`,
-		`9:1: owner is for TUN devices; this interface is of type "pcap"`,
-		`10:1: host is for TUN devices; this interface is of type "pcap"`,
+		`3:1: read is for interfaces of type "pcap"; this one is of type "tun"`,
+		`8:1: queues is for interfaces of type "tun"; this one is of type "pcap"`,
+		`9:1: owner is for interfaces of type "tun"; this one is of type "pcap"`,
+		`10:1: host is for interfaces of type "tun"; this one is of type "pcap"`,
 		`11:1: interface "c" of type "pcap" has neither read nor write`,
 	}},
 	{"capture files", "[[interface]]\nname = \"a\"\ntype = \"pcap\"\nread = \"none.pcap\"\nwrite = \"none/out.pcap\"\n[[interface]]\nname = \"b\"\ntype = \"pcap\"\nread = \"in.pcap\"\nwrite = \"in.pcap\"\n[[interface]]\nname = \"c\"\ntype = \"pcap\"\nwrite = \"in.pcap\"", []string{
