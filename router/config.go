@@ -61,7 +61,11 @@ type RouterConfig struct {
 
 // ControlConfig is the table [control].
 type ControlConfig struct {
-	Socket string `toml:"socket"` // path of the control socket; "": sluice.sock in the runtime directory
+	Socket    string `toml:"socket"`     // path of the control socket; "": sluice.sock in the runtime directory
+	HTTP      string `toml:"http"`       // ADDRESS:PORT of the HTTP server; "": none
+	TokenFile string `toml:"token_file"` // what allows changes over HTTP, and reading from other machines; "": nothing does
+	TLSCert   string `toml:"tls_cert"`   // PEM file; "": no TLS
+	TLSKey    string `toml:"tls_key"`    // PEM file
 }
 
 // Interface types.

@@ -33,9 +33,10 @@ type Status struct {
 
 // WorkerStatus is one worker's share.
 type WorkerStatus struct {
-	ID      int    `json:"id"`
-	Bursts  uint64 `json:"bursts"`
-	Packets uint64 `json:"packets"`
+	ID      int     `json:"id"`
+	Bursts  uint64  `json:"bursts"`
+	Packets uint64  `json:"packets"`
+	Busy    float64 `json:"busy_seconds"` // in which it did not wait for packets
 }
 
 // InterfaceStatus is one interface. State is "up", or "gone" after its device was removed.
@@ -116,10 +117,11 @@ func (r *Router) Status() *Status {
 	}
 	drops := r.lostDrops
 	var mu sync.Mutex
+	now := r.clock()
 	r.eachWorker(func(w *worker) {
 		mu.Lock()
 		defer mu.Unlock()
-		s.Workers = append(s.Workers, WorkerStatus{w.id, w.batches, w.packets})
+		s.Workers = append(s.Workers, WorkerStatus{w.id, w.batches, w.packets, float64(max(now-w.waited, 0)) / 1e9})
 		s.Forwarded += w.forwarded
 		s.Delivered += w.delivered
 		s.ICMPErrors += w.icmpSent

@@ -76,6 +76,7 @@ type worker struct {
 	icmpLimited uint64
 	settled     uint64 // delivered, when a replay last waited for the local stack
 	batches     uint64
+	waited      int64 // for packets, ns
 	packets     uint64
 }
 
@@ -136,12 +137,14 @@ func (w *worker) loop() {
 		n, err := unix.EpollWait(w.epoll, events, 0)
 		if n <= 0 {
 			// Nothing there: spin if asked to, then sleep outside the bracket.
+			since := w.r.clock()
 			for end := time.Now().Add(spin); spin > 0 && n <= 0 && time.Now().Before(end); {
 				n, err = unix.EpollWait(w.epoll, events, 0)
 			}
 			if n <= 0 && !more && len(w.files) == 0 && w.r.rings.Arm(w.id) && w.commands.Load() == nil {
 				n, err = unix.EpollWait(w.epoll, events, -1)
 			}
+			w.waited += w.r.clock() - since
 		}
 		if err != nil && err != unix.EINTR {
 			w.r.log.Error("epoll", "worker", w.id, "err", err)

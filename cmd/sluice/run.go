@@ -18,6 +18,7 @@ import (
 	"sluice/internal/config"
 	"sluice/internal/control"
 	"sluice/internal/host"
+	"sluice/internal/web"
 	"sluice/router"
 )
 
@@ -89,6 +90,13 @@ func (d *daemon) run(ctx context.Context) error {
 	}
 	defer withdraw()
 	defer server.Close()
+	var pages *web.Server
+	if cfg.Control.HTTP != "" {
+		if pages, err = web.Listen(&cfg.Control, d.log); err != nil {
+			return fmt.Errorf("%s: %w", d.file, err)
+		}
+		defer pages.Close()
+	}
 
 	ready := make(chan struct{})
 	d.router, err = router.New(cfg, router.Options{Log: d.log, Version: version, Ready: func() { close(ready) }})
@@ -110,6 +118,13 @@ func (d *daemon) run(ctx context.Context) error {
 			cancel(err) // a router that nobody can talk to ends
 		}
 	})
+	if pages != nil {
+		tasks.Go(func() {
+			if err := pages.Serve(d.router); err != nil {
+				cancel(err)
+			}
+		})
+	}
 	tasks.Go(func() { d.attend(ctx, ready, hup) })
 
 	err = d.router.Run(ctx)
@@ -120,6 +135,9 @@ func (d *daemon) run(ctx context.Context) error {
 	d.notify("STOPPING=1")
 	d.log.Info("ending")
 	server.Close()
+	if pages != nil {
+		pages.Close()
+	}
 	tasks.Wait()
 	return err
 }

@@ -75,6 +75,37 @@ func (c *checker) router() {
 			c.errorf(c.pos("control", "socket"), "control.socket: %q has %d bytes, and the path of a socket has room for 107", *s, len(*s))
 		}
 	}
+	c.http()
+}
+
+// http checks what can be checked without the files being there.
+func (c *checker) http() {
+	k := &c.cfg.Control
+	files := []struct {
+		key  string
+		path *string
+	}{{"token_file", &k.TokenFile}, {"tls_cert", &k.TLSCert}, {"tls_key", &k.TLSKey}}
+	for _, f := range files {
+		if *f.path != "" {
+			*f.path = c.path(*f.path)
+			if k.HTTP == "" {
+				c.errorf(c.pos("control", f.key), "control.%s: without http there is nothing that it is for", f.key)
+			}
+		}
+	}
+	if (k.TLSCert == "") != (k.TLSKey == "") {
+		c.errorf(c.pos("control"), "control: tls_cert and tls_key come together")
+	}
+	if k.HTTP == "" {
+		return
+	}
+	addr, err := netip.ParseAddrPort(k.HTTP)
+	switch {
+	case err != nil:
+		c.errorf(c.pos("control", "http"), "control.http: %q is not ADDRESS:PORT, as 127.0.0.1:9731 is", k.HTTP)
+	case !addr.Addr().IsLoopback() && (k.TLSCert == "" || k.TokenFile == ""):
+		c.errorf(c.pos("control", "http"), "control.http: %s is not a loopback address: tls_cert, tls_key and token_file are needed too", k.HTTP)
+	}
 }
 
 func (c *checker) interfaces() {

@@ -222,13 +222,18 @@ var refusals = []struct {
 		"6:1: unknown key mut; did you mean mtu?",
 		"8:3: unknown key adresses; did you mean addresses?",
 	}},
-	{"not in this build", "[control]\nhttp = \"127.0.0.1:1\"\n[[set]]\nname = \"x\"\n[dns]\n[[proxy]]\n[[interface]]\nname = \"a\"\ntype = \"packet\"", []string{
-		`2:1: control.http: sluice has no page of its own; a [[service]] of type "http" on a router address shows the status`,
+	{"not in this build", "[control]\n\n[[set]]\nname = \"x\"\n[dns]\n[[proxy]]\n[[interface]]\nname = \"a\"\ntype = \"packet\"", []string{
 		"3:1: set: sluice has no sets; write the addresses as rules, a user-defined chain can hold them",
 		"5:1: dns: sluice has no resolver; run one behind it, and let rules say who may reach it",
 		"6:1: proxy: sluice has no proxies; route the programs' traffic to a TUN device",
 		`9:8: no interface type "packet": "tun", "uplink" or "pcap"; put a TUN device with an [interface.host] end beside the existing device`,
 	}},
+	{"http", "[control]\nhttp = \"localhost:1\"\ntls_key = \"x\"", []string{
+		"1:1: control: tls_cert and tls_key come together",
+		`2:8: control.http: "localhost:1" is not ADDRESS:PORT, as 127.0.0.1:9731 is`,
+	}},
+	{"http for others", "[control]\nhttp = \"0.0.0.0:1\"", []string{"2:8: control.http: 0.0.0.0:1 is not a loopback address: tls_cert, tls_key and token_file are needed too"}},
+	{"no http", "[control]\ntoken_file = \"x\"", []string{"2:14: control.token_file: without http there is nothing that it is for"}},
 	{"types", "[router]\nworkers = \"2\"\nbusy_poll = 1.5\n[[interface]]\nname = 3\noffload = 1\naddresses = \"10.0.0.1/24\"\n[interface.host]\nroutes = [1]\n[[route]]\nto = [\"x\"]", []string{
 		"2:11: router.workers: want an integer, not a string",
 		"3:13: router.busy_poll: want a string, not a float",

@@ -8,10 +8,6 @@ import (
 // plans for this one, may try here, and what to write instead. An element of a
 // list is "*".
 var elsewhere = map[string]string{
-	"control.http":        `sluice has no page of its own; a [[service]] of type "http" on a router address shows the status`,
-	"control.token_file":  `there is no page that it could guard; leave it out`,
-	"control.tls_cert":    `there is no page that it could guard; leave it out`,
-	"control.tls_key":     `there is no page that it could guard; leave it out`,
 	"set":                 `sluice has no sets; write the addresses as rules, a user-defined chain can hold them`,
 	"dns":                 `sluice has no resolver; run one behind it, and let rules say who may reach it`,
 	"proxy":               `sluice has no proxies; route the programs' traffic to a TUN device`,
