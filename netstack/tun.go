@@ -36,6 +36,7 @@ type TUN struct {
 	created bool
 	offload uint // TUN_F_* that the kernel took
 	hdrLen  int  // virtio-net header, bytes; 0 without offload
+	adopted bool // the device is in a namespace out of our reach
 	closed  bool
 }
 
@@ -199,12 +200,17 @@ func usable(d *host.Device, ns *host.Namespace, cfg *TUNConfig) error {
 	return nil
 }
 
-// attach opens the queues.
-func (t *TUN) attach(cfg *TUNConfig, d *host.Device) error {
+func tunFlags(cfg *TUNConfig) uint16 {
 	flags := uint16(unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_MULTI_QUEUE)
 	if cfg.Offload {
 		flags |= unix.IFF_VNET_HDR
 	}
+	return flags
+}
+
+// attach opens the queues.
+func (t *TUN) attach(cfg *TUNConfig, d *host.Device) error {
+	flags := tunFlags(cfg)
 	for i := range cfg.Queues {
 		q, err := t.attachQueue(cfg, d, flags)
 		if err != nil {
@@ -212,9 +218,14 @@ func (t *TUN) attach(cfg *TUNConfig, d *host.Device) error {
 		}
 		t.queues = append(t.queues, q)
 	}
+	return t.setOffload(cfg.Offload)
+}
+
+// setOffload asks the driver for what it can hand over unsplit.
+func (t *TUN) setOffload(on bool) error {
 	fd := t.queues[0].fd
 	t.offload = 0
-	if cfg.Offload {
+	if on {
 		if err := unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, vnetHdrLen); err != nil {
 			return fmt.Errorf("setting the virtio-net header's length: %w", err)
 		}
@@ -261,6 +272,15 @@ func (t *TUN) setup(fd int, cfg *TUNConfig, d *host.Device, flags uint16) (*tunQ
 	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, req); err != nil {
 		return nil, attachError(err, t.ns, cfg, d)
 	}
+	return t.newQueue(fd, flags)
+}
+
+// newQueue takes an attached descriptor if the driver gave it the flags.
+func (t *TUN) newQueue(fd int, flags uint16) (*tunQueue, error) {
+	req, err := unix.NewIfreq("")
+	if err != nil {
+		return nil, err
+	}
 	if err := unix.IoctlIfreq(fd, unix.TUNGETIFF, req); err != nil {
 		return nil, fmt.Errorf("reading the device's flags: %w", err)
 	}
@@ -285,6 +305,56 @@ func attachError(err error, ns *host.Namespace, cfg *TUNConfig, d *host.Device) 
 		return fmt.Errorf("the device has too many queues (%d asked for; the driver has 256)", cfg.Queues)
 	}
 	return fmt.Errorf("attaching: %w", err)
+}
+
+// AdoptTUN takes the queues of a device that another process has made with
+// OpenTUN, the same Offload and an end of its own, in a namespace that this one
+// need not be able to enter. cfg.Host and cfg.Owner mean nothing here. The
+// descriptors are the TUN's, also after an error.
+func AdoptTUN(cfg TUNConfig, queues []int) (*TUN, error) {
+	if cfg.MTU == 0 {
+		cfg.MTU = 1500
+	}
+	ns, err := host.OpenNamespace("")
+	t := &TUN{ns: ns, adopted: true}
+	if cfg.Offload {
+		t.hdrLen = vnetHdrLen
+	}
+	t.iface.Store(packet.NewIface(cfg.Index, cfg.Name, cfg.MTU))
+	for i, fd := range queues {
+		q := &tunQueue{fd: fd}
+		if err == nil {
+			if good, e := t.newQueue(fd, tunFlags(&cfg)); e != nil {
+				err = fmt.Errorf("queue %d: %w", i, e)
+			} else {
+				q = good
+			}
+		}
+		if err == nil {
+			err = unix.SetNonblock(fd, true)
+		}
+		t.queues = append(t.queues, q)
+	}
+	if err == nil && len(queues) == 0 {
+		err = errors.New("a device without queues")
+	}
+	if err == nil {
+		err = t.setOffload(cfg.Offload)
+	}
+	if err != nil {
+		t.Close()
+		return nil, err
+	}
+	return t, nil
+}
+
+// Descriptors are the queues, for AdoptTUN in another process.
+func (t *TUN) Descriptors() []int {
+	fds := make([]int, len(t.queues))
+	for i, q := range t.queues {
+		fds[i] = q.fd
+	}
+	return fds
 }
 
 // Iface is the interface; see Link.
@@ -319,6 +389,9 @@ func (t *TUN) SetMTU(mtu int) error {
 	i := t.iface.Load()
 	if i.MTU == mtu {
 		return nil
+	}
+	if t.adopted {
+		return errors.New("the MTU of a device in another process' namespace is set by that process")
 	}
 	if err := t.ns.Do(func() error { return host.Apply(t.ns, i.Name, &host.End{MTU: mtu}, nil) }); err != nil {
 		return err

@@ -74,21 +74,23 @@ const (
 	TypePcap = "pcap"
 	// TypeUplink: the far side is the host's ordinary sockets.
 	TypeUplink = "uplink"
+	// TypePacket: an existing Ethernet device, through packet sockets.
+	TypePacket = "packet"
 )
 
 // InterfaceConfig is one [[interface]].
 type InterfaceConfig struct {
 	Pos       Position       `toml:"-"`
 	Name      string         `toml:"name"`      // 1 to 15 bytes; what -i and -o match
-	Type      string         `toml:"type"`      // TypeTUN (the default), TypeUplink or TypePcap
+	Type      string         `toml:"type"`      // TypeTUN (the default), TypeUplink, TypePacket or TypePcap
 	Addresses []netip.Prefix `toml:"addresses"` // the router's own, host bits kept
 	MTU       int            `toml:"mtu"`       // bytes; default 1500
-	Queues    int            `toml:"queues"`    // TUN queues; 0: one per worker
+	Queues    int            `toml:"queues"`    // of a TUN device, or packet sockets; 0: one per worker
 	Offload   bool           `toml:"offload"`   // virtio-net header, TSO and USO; default true
 	Owner     Owner          `toml:"owner"`     // who may attach to the TUN device
 	Read      string         `toml:"read"`      // pcap: frames that arrive; "": none
 	Write     string         `toml:"write"`     // pcap: where leaving frames go; "": nowhere
-	Host      *HostConfig    `toml:"host"`      // the kernel's end; nil: left as it is
+	Host      *HostConfig    `toml:"host"`      // the kernel's end; nil: left as it is. Of a packet interface: NetNS alone
 
 	HostLoopback []netip.Addr `toml:"host_loopback"` // uplink: addresses that stand for the host's 127.0.0.1 and ::1, one of a family; empty: they cannot be reached
 	Source       []netip.Addr `toml:"source"`        // uplink: what the host's sockets are bound to, one of a family; empty: the host's choice

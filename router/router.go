@@ -27,8 +27,9 @@ type Options struct {
 	Log     *slog.Logger // nil: nothing is logged
 	Version string       // shown by Status
 	Ready   func()       // called by Run once every interface is up
-	// Open opens an interface, with the number that packets name it by; nil: as
-	// its type says. With it a program brings links of its own.
+	// Open opens an interface, with the number that packets name it by. With it a
+	// program brings links of its own. nil, or no link and no error: as the
+	// interface's type says.
 	Open func(c *InterfaceConfig, index int) (netstack.Link, error)
 }
 

@@ -122,11 +122,22 @@ func (r *Router) setLocalAddresses() {
 		if i == r.lo {
 			continue
 		}
+		at := len(all)
 		for _, a := range s.Addrs(i.Index) {
 			all = append(all, a.Prefix)
 		}
+		r.tellNeighbours(i, all[at:])
 	}
 	if err := r.local.SetAddresses(all); err != nil {
 		r.log.Error("addresses of the local stack", "err", err)
+	}
+}
+
+// tellNeighbours lets an interface with a link layer answer for its addresses.
+func (r *Router) tellNeighbours(i *packet.Iface, addrs []netip.Prefix) {
+	for _, l := range r.links {
+		if e, ok := l.link.(interface{ SetAddresses([]netip.Prefix) }); ok && l.iface.Index == i.Index {
+			e.SetAddresses(addrs)
+		}
 	}
 }

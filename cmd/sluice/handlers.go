@@ -34,12 +34,14 @@ func (d *daemon) handlers(s *control.Server) {
 		}
 		return told(stderr, printRouting(stdout, rep.Rules, rep.Routes))
 	})
-	s.Handle("reload", func(_ context.Context, _ []string, _ io.Reader, _, stderr io.Writer) int {
-		if !d.reload(stderr) {
-			return exitFailed
-		}
-		return 0
-	})
+	if d.file != "" {
+		s.Handle("reload", func(_ context.Context, _ []string, _ io.Reader, _, stderr io.Writer) int {
+			if !d.reload(stderr) {
+				return exitFailed
+			}
+			return 0
+		})
+	}
 	s.Handle("sysctl", func(_ context.Context, argv []string, _ io.Reader, stdout, stderr io.Writer) int {
 		return runSysctl(d.router.Sysctl(), argv, stdout, stderr)
 	})

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 
 	"github.com/spf13/cobra"
+
+	"sluice/internal/confine"
 )
 
 // Exit statuses of sluice's own commands; the borrowed names have those of the real programs.
@@ -24,6 +26,9 @@ func main() {
 
 // start is main with its surroundings as arguments.
 func start(argv []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	if confine.IsStage(argv) {
+		return confine.Stage(argv)
+	}
 	if b, ok := borrowed(argv); ok {
 		return b.run(context.Background(), stdin, stdout, stderr)
 	}
@@ -82,7 +87,7 @@ argument, sluice is that tool and acts on the running router.`,
 	}
 	root.PersistentFlags().StringVar(&a.socket, "socket", "", "control `path` of the router (else $SLUICE_SOCKET, else the one that runs)")
 	root.PersistentFlags().StringVar(&a.name, "name", "", "`name` of the router, as sluice ps shows it")
-	root.AddCommand(a.runCommand(), a.checkCommand(), a.setupCommand(), a.reloadCommand(), a.statusCommand(),
+	root.AddCommand(a.runCommand(), a.checkCommand(), a.setupCommand(), a.reloadCommand(), a.statusCommand(), a.execCommand(),
 		a.psCommand(), a.sysctlCommand(), a.graphCommand(), a.manCommand(), a.versionCommand())
 	root.AddGroup(&cobra.Group{ID: toolGroup, Title: "Tools that sluice is, too:"})
 	root.AddCommand(toolCommands()...)

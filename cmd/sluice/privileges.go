@@ -12,5 +12,11 @@ func needs(cfg *router.Config) []host.Capability {
 	for i := range cfg.Interfaces {
 		namespaces = append(namespaces, cfg.Interfaces[i].Host.NetNSPath())
 	}
-	return host.Needed(namespaces...)
+	caps := host.Needed(namespaces...)
+	for i := range cfg.Interfaces {
+		if cfg.Interfaces[i].Type == router.TypePacket {
+			return append(caps, host.CapNetRaw)
+		}
+	}
+	return caps
 }

@@ -158,6 +158,12 @@ func (c *checker) interfaces() {
 		}
 		switch f.Type {
 		case router.TypeTUN:
+		case router.TypePacket:
+			for _, k := range []string{"addresses", "routes", "mtu"} {
+				if c.has("interface", i, "host", k) {
+					c.errorf(c.keyPos("interface", i, "host", k), "host.%s: the kernel is to have none on a device of type \"packet\"; only netns is for it", k)
+				}
+			}
 		case router.TypePcap:
 			f.Offload = false
 			c.pcap(i, f, files)
@@ -166,7 +172,7 @@ func (c *checker) interfaces() {
 			c.onePerFamily(i, "host_loopback", f.HostLoopback)
 			c.onePerFamily(i, "source", f.Source)
 		default:
-			c.errorf(at("type"), "no interface type %q: \"tun\", \"uplink\" or \"pcap\"%s", f.Type, typeNotHere(f.Type))
+			c.errorf(at("type"), "no interface type %q: \"tun\", \"uplink\", \"packet\" or \"pcap\"", f.Type)
 		}
 		if f.Host != nil {
 			c.host(i, f)
@@ -179,10 +185,10 @@ func (c *checker) interfaces() {
 var keysOf = map[string][]string{
 	"read":          {router.TypePcap},
 	"write":         {router.TypePcap},
-	"queues":        {router.TypeTUN},
+	"queues":        {router.TypeTUN, router.TypePacket},
 	"offload":       {router.TypeTUN},
 	"owner":         {router.TypeTUN},
-	"host":          {router.TypeTUN},
+	"host":          {router.TypeTUN, router.TypePacket},
 	"host_loopback": {router.TypeUplink},
 	"source":        {router.TypeUplink},
 	"max_flows":     {router.TypeUplink},

@@ -222,11 +222,11 @@ var refusals = []struct {
 		"6:1: unknown key mut; did you mean mtu?",
 		"8:3: unknown key adresses; did you mean addresses?",
 	}},
-	{"not in this build", "[control]\n\n[[set]]\nname = \"x\"\n[dns]\n[[proxy]]\n[[interface]]\nname = \"a\"\ntype = \"packet\"", []string{
+	{"not in this build", "[control]\n\n[[set]]\nname = \"x\"\n[dns]\n[[proxy]]\n[[interface]]\nname = \"a\"\ntype = \"veth\"", []string{
 		"3:1: set: sluice has no sets; write the addresses as rules, a user-defined chain can hold them",
 		"5:1: dns: sluice has no resolver; run one behind it, and let rules say who may reach it",
 		"6:1: proxy: sluice has no proxies; route the programs' traffic to a TUN device",
-		`9:8: no interface type "packet": "tun", "uplink" or "pcap"; put a TUN device with an [interface.host] end beside the existing device`,
+		`9:8: no interface type "veth": "tun", "uplink", "packet" or "pcap"`,
 	}},
 	{"http", "[control]\nhttp = \"localhost:1\"\ntls_key = \"x\"", []string{
 		"1:1: control: tls_cert and tls_key come together",

@@ -35,12 +35,3 @@ func notHere(n node) string {
 	}
 	return elsewhere[strings.Join(parts, ".")]
 }
-
-// typeNotHere says the same of an interface's type.
-func typeNotHere(typ string) string {
-	switch typ {
-	case "packet":
-		return `; put a TUN device with an [interface.host] end beside the existing device`
-	}
-	return ""
-}

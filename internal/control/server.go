@@ -10,6 +10,8 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -30,6 +32,9 @@ const (
 type Server struct {
 	Path string
 	Log  *slog.Logger // nil: slog's default
+	// Outside refuses peers in PID namespaces below the server's own: what a
+	// router confines may not control it.
+	Outside bool
 
 	l        *net.UnixListener
 	ctx      context.Context
@@ -178,23 +183,71 @@ func refuse(c net.Conn, why string) {
 	writeFrame(c, frameRefused, []byte(why))
 }
 
-// checkPeer lets in who the socket is for: the router's own user, and root.
-func checkPeer(c *net.UnixConn) error {
+// checkPeer lets in who the socket is for: the router's own user, and root;
+// with outside, not from a PID namespace below our own.
+func checkPeer(c *net.UnixConn, outside bool) error {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return err
 	}
 	var cred *unix.Ucred
 	var credErr error
+	pidfd := -1
 	if err := raw.Control(func(fd uintptr) {
 		cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+		if n, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PEERPIDFD); err == nil {
+			pidfd = n
+		}
 	}); err != nil {
 		return err
+	}
+	if pidfd >= 0 {
+		defer unix.Close(pidfd)
 	}
 	if credErr != nil {
 		return credErr
 	}
-	return allowed(cred.Uid, uint32(os.Geteuid()))
+	if err := allowed(cred.Uid, uint32(os.Geteuid())); err != nil || !outside {
+		return err
+	}
+	return checkOutside(int(cred.Pid), pidfd)
+}
+
+// checkOutside refuses a process that is deeper in PID namespaces than we are.
+// pidfd, if the kernel has given one, tells whether pid is still the peer.
+func checkOutside(pid, pidfd int) error {
+	own, err := pidDepth("self")
+	if err != nil {
+		return err
+	}
+	theirs, err := pidDepth(strconv.Itoa(pid))
+	if err == nil && pidfd >= 0 {
+		err = unix.PidfdSendSignal(pidfd, 0, nil, 0)
+		if errors.Is(err, unix.EPERM) { // root's; it is there
+			err = nil
+		}
+	}
+	switch {
+	case err != nil:
+		return fmt.Errorf("process %d may not control this router: where it is cannot be told: %w", pid, err)
+	case theirs > own:
+		return fmt.Errorf("process %d may not control this router: it is one of those behind it", pid)
+	}
+	return nil
+}
+
+// pidDepth is how many PID namespaces a process has a number in.
+func pidDepth(pid string) (int, error) {
+	text, err := os.ReadFile("/proc/" + pid + "/status")
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(text)) {
+		if list, ok := strings.CutPrefix(line, "NSpid:"); ok {
+			return len(strings.Fields(list)), nil
+		}
+	}
+	return 0, errors.New("/proc/" + pid + "/status has no NSpid")
 }
 
 func allowed(peer, own uint32) error {
@@ -205,7 +258,7 @@ func allowed(peer, own uint32) error {
 }
 
 func (s *Server) serve(c *net.UnixConn) {
-	if err := checkPeer(c); err != nil {
+	if err := checkPeer(c, s.Outside); err != nil {
 		s.log().Warn("control socket: client refused", "reason", err)
 		refuse(c, err.Error())
 		return

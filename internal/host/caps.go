@@ -15,6 +15,7 @@ type Capability uint8
 const (
 	CapNetAdmin Capability = unix.CAP_NET_ADMIN // make devices, set the kernel's ends up
 	CapSysAdmin Capability = unix.CAP_SYS_ADMIN // enter another network namespace
+	CapNetRaw   Capability = unix.CAP_NET_RAW   // packet sockets
 )
 
 func (c Capability) String() string {
@@ -23,6 +24,8 @@ func (c Capability) String() string {
 		return "CAP_NET_ADMIN"
 	case CapSysAdmin:
 		return "CAP_SYS_ADMIN"
+	case CapNetRaw:
+		return "CAP_NET_RAW"
 	}
 	return fmt.Sprintf("capability %d", uint8(c))
 }
@@ -81,8 +84,8 @@ func DropCapabilities(keep ...Capability) error {
 	if had == 0 {
 		return nil
 	}
-	if err := onAllThreads(unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0); err != nil && !errors.Is(err, unix.EINVAL) {
-		return fmt.Errorf("clearing the ambient capabilities: %w", err)
+	if err := clearAmbient(); err != nil {
+		return err
 	}
 	if had>>unix.CAP_SETPCAP&1 != 0 {
 		for c := uintptr(0); c < 64; c++ {
@@ -105,6 +108,31 @@ func DropCapabilities(keep ...Capability) error {
 	}
 	if err := capset(&hdr, &data); err != nil {
 		return fmt.Errorf("capset: %w", err)
+	}
+	return nil
+}
+
+// Renounce gives up every capability on all threads, for good, and with
+// no_new_privs programs that are started get none either. The bounding set
+// stays as it is: a program whose file has capabilities (ping often is one) would
+// not start without them in it, and as it is runs without getting them.
+func Renounce() error {
+	if err := onAllThreads(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0); err != nil {
+		return fmt.Errorf("no_new_privs: %w", err)
+	}
+	if err := clearAmbient(); err != nil {
+		return err
+	}
+	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	if err := capset(&hdr, &[2]unix.CapUserData{}); err != nil {
+		return fmt.Errorf("capset: %w", err)
+	}
+	return nil
+}
+
+func clearAmbient() error {
+	if err := onAllThreads(unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0); err != nil && !errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("clearing the ambient capabilities: %w", err)
 	}
 	return nil
 }
