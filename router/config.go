@@ -33,6 +33,8 @@ type Config struct {
 	IP6Tables  RulesetConfig     `toml:"ip6tables"`
 	Services   []ServiceConfig   `toml:"service"`
 	Publish    []PublishConfig   `toml:"publish"`
+	DNS        *DNSConfig        `toml:"dns"`
+	Proxies    []ProxyConfig     `toml:"proxy"`
 	Sysctl     []SysctlConfig    `toml:"sysctl"` // in the file's order
 }
 

@@ -69,6 +69,9 @@ func slogLevel(syslog uint8) slog.Level {
 
 // logPacket is what the LOG target calls on a worker.
 func (w *worker) logPacket(prefix string, level, flags uint8, p *packet.Packet) {
+	if prefix == DeniedPrefix && w.denied(p) {
+		return
+	}
 	w.logBuf = tables.AppendLog(w.logBuf[:0], prefix, flags, p)
 	w.r.logs.add(level, string(w.logBuf))
 }

@@ -44,9 +44,11 @@ var rooms = map[string][]string{
 	"netstack":              {"packet", "internal/host"},
 	"netstack/services":     {"packet", "netstack"},
 	"netstack/uplink":       {"packet", "netstack"},
+	"internal/resolver":     {"packet", "netstack", "netstack/uplink"},
+	"internal/proxy":        {"netstack"},
 	"internal/iptables":     {"packet", "hooks", "conntrack", "nat", "tables", "tables/ext"},
 	"internal/sysctl":       {},
-	"router":                {"packet", "packet/frag", "packet/packettext", "hooks", "conntrack", "nat", "tables", "tables/ext", "netstack", "netstack/services", "netstack/uplink", "internal/iptables", "internal/host"},
+	"router":                {"packet", "packet/frag", "packet/packettext", "hooks", "conntrack", "nat", "tables", "tables/ext", "netstack", "netstack/services", "netstack/uplink", "internal/resolver", "internal/proxy", "internal/iptables", "internal/host"},
 	"internal/conntrackcmd": {"packet", "conntrack"},
 }
 

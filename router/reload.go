@@ -100,15 +100,7 @@ func (r *Router) apply(cfg *Config) (err error) {
 	oldLinks := r.links
 	r.links = next
 	r.setLocalAddresses()
-	err = r.publish(cfg, next)
-	if err == nil {
-		if err = r.services.Apply(serviceSpecs(cfg)); err != nil {
-			if e := r.publish(r.cfg, keep); e != nil {
-				r.log.Error("going back to the former published ports", "err", e)
-			}
-		}
-	}
-	if err != nil {
+	if err := r.applySockets(cfg, keep, next); err != nil {
 		r.links = oldLinks
 		late()
 		back()
@@ -135,6 +127,39 @@ func (r *Router) apply(cfg *Config) (err error) {
 	}
 	r.dropLostAddresses(r.cfg, cfg)
 	r.cfg = cfg
+	return nil
+}
+
+// applySockets brings what listens from r.cfg to cfg. With an error it is what it was.
+func (r *Router) applySockets(cfg *Config, keep, next []*link) error {
+	parts := []struct {
+		name  string
+		apply func(*Config, []*link) error
+	}{
+		{"published ports", r.publish},
+		{"services", func(c *Config, _ []*link) error { return r.services.Apply(serviceSpecs(c)) }},
+		{"resolver", func(c *Config, _ []*link) error { return r.applyDNS(c) }},
+		{"proxies", func(c *Config, _ []*link) error { return r.applyProxies(c) }},
+	}
+	for i, p := range parts {
+		err := p.apply(cfg, next)
+		if err == nil {
+			continue
+		}
+		for _, done := range parts[:i] {
+			if e := done.apply(r.cfg, keep); e != nil {
+				r.log.Error("going back to the former "+done.name, "err", e)
+			}
+		}
+		return err
+	}
+	var up []string
+	for i := range cfg.Interfaces {
+		if cfg.Interfaces[i].Type == TypeUplink {
+			up = append(up, cfg.Interfaces[i].Name)
+		}
+	}
+	r.uplinkNames.Store(&up)
 	return nil
 }
 

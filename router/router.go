@@ -13,6 +13,8 @@ import (
 
 	"sluice/conntrack"
 	"sluice/internal/iptables"
+	"sluice/internal/proxy"
+	"sluice/internal/resolver"
 	"sluice/internal/sysctl"
 	"sluice/nat"
 	"sluice/netstack"
@@ -27,6 +29,8 @@ type Options struct {
 	Log     *slog.Logger // nil: nothing is logged
 	Version string       // shown by Status
 	Ready   func()       // called by Run once every interface is up
+	// ResolvConf is where [dns] finds the host's resolvers; "": /etc/resolv.conf
+	ResolvConf string
 	// Open opens an interface, with the number that packets name it by. With it a
 	// program brings links of its own. nil, or no link and no error: as the
 	// interface's type says.
@@ -55,12 +59,19 @@ type Router struct {
 	services  *services.Manager
 	limit     *icmpLimiter
 	redirects *redirectLimiter
+	proxies   *proxy.Manager
+	names     names // guarded by mu, but for the pointers below
 	logs      *logs
 	workers   []*worker
 	busyPoll  time.Duration
 
 	watchMu sync.Mutex // serialises changes of watches
 	watches atomic.Pointer[[]*Watch]
+
+	resolver    atomic.Pointer[resolver.Resolver] // of [dns]; nil: none
+	strict      atomic.Pointer[resolver.Resolver] // the same, while names are checked
+	denials     atomic.Pointer[chan denial]       // nil: not counted
+	uplinkNames atomic.Pointer[[]string]
 
 	closed    atomic.Bool
 	replaying atomic.Bool
@@ -291,6 +302,10 @@ func (r *Router) Close() error {
 		return nil
 	}
 	var errs []error
+	if r.proxies != nil {
+		errs = append(errs, r.proxies.Close())
+	}
+	errs = append(errs, r.applyDNS(&Config{}))
 	if r.services != nil {
 		errs = append(errs, r.services.Close())
 	}

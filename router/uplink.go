@@ -13,7 +13,7 @@ import (
 func (r *Router) openUplink(c *InterfaceConfig, index int) (netstack.Link, error) {
 	u := uplink.Config{
 		Name: c.Name, Index: index, MTU: c.MTU, Queues: len(r.workers), MaxFlows: c.MaxFlows, Log: r.log,
-		Router: r.ownAddress,
+		Router: r.ownAddress, Check: strictCheck{r},
 		IsLocal: func(family uint8, a [16]byte) bool {
 			return r.fib.IsLocal(family, a)
 		},

@@ -32,6 +32,8 @@ func (c *checker) check() {
 	}
 	c.services()
 	c.publish()
+	c.dns()
+	c.proxies()
 	c.sysctls()
 	c.rulesets()
 }

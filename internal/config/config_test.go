@@ -218,15 +218,13 @@ var refusals = []struct {
 	{"not text", "a = \"\xff\"", []string{`1:5: invalid UTF-8 byte: 0xff`}},
 	{"unknown keys, all of them", "[router]\nworker = 1\n[nonsense]\n[[interface]]\nname = \"a\"\nmut = 3\n  [interface.host]\n  adresses = []", []string{
 		"2:1: unknown key worker; did you mean workers?",
-		"3:1: unknown key nonsense; known here: control, interface, ip6tables, iptables, publish, route, router, rule, service, sysctl",
+		"3:1: unknown key nonsense; known here: control, dns, interface, ip6tables, iptables, proxy, publish, route, router, rule, service, sysctl",
 		"6:1: unknown key mut; did you mean mtu?",
 		"8:3: unknown key adresses; did you mean addresses?",
 	}},
-	{"not in this build", "[control]\n\n[[set]]\nname = \"x\"\n[dns]\n[[proxy]]\n[[interface]]\nname = \"a\"\ntype = \"veth\"", []string{
+	{"not in this build", "[control]\n\n[[set]]\nname = \"x\"\n[[interface]]\nname = \"a\"\ntype = \"veth\"", []string{
 		"3:1: set: sluice has no sets; write the addresses as rules, a user-defined chain can hold them",
-		"5:1: dns: sluice has no resolver; run one behind it, and let rules say who may reach it",
-		"6:1: proxy: sluice has no proxies; route the programs' traffic to a TUN device",
-		`9:8: no interface type "veth": "tun", "uplink", "packet" or "pcap"`,
+		`7:8: no interface type "veth": "tun", "uplink", "packet" or "pcap"`,
 	}},
 	{"http", "[control]\nhttp = \"localhost:1\"\ntls_key = \"x\"", []string{
 		"1:1: control: tls_cert and tls_key come together",

@@ -9,8 +9,6 @@ import (
 // list is "*".
 var elsewhere = map[string]string{
 	"set":                 `sluice has no sets; write the addresses as rules, a user-defined chain can hold them`,
-	"dns":                 `sluice has no resolver; run one behind it, and let rules say who may reach it`,
-	"proxy":               `sluice has no proxies; route the programs' traffic to a TUN device`,
 	"iptables.policy":     `policies belong to a table: [iptables.filter] policy = { … }`,
 	"iptables.rules":      `rules belong to a table: [iptables.filter] rules = [ … ]`,
 	"ip6tables.policy":    `policies belong to a table: [ip6tables.filter] policy = { … }`,

@@ -25,6 +25,8 @@ var texts = map[reflect.Type]textParser{
 	reflect.TypeFor[router.MarkMatch]():   func(_ *decoder, s string) (any, error) { return mark(s) },
 	reflect.TypeFor[router.Listen]():      func(_ *decoder, s string) (any, error) { return listen(s) },
 	reflect.TypeFor[router.HostListen]():  hostListen,
+	reflect.TypeFor[router.NameServer]():  func(_ *decoder, s string) (any, error) { return nameServer(s) },
+	reflect.TypeFor[router.Allow]():       func(_ *decoder, s string) (any, error) { return router.ParseAllow(s) },
 	reflect.TypeFor[netip.AddrPort]():     func(_ *decoder, s string) (any, error) { return addrPort(s) },
 	reflect.TypeFor[router.RestoreFile](): restoreFile,
 }
@@ -337,4 +339,13 @@ func addrPort(s string) (netip.AddrPort, error) {
 		return ap, err
 	}
 	return ap, nil
+}
+
+// nameServer reads "ADDR" or "ADDR:PORT".
+func nameServer(s string) (router.NameServer, error) {
+	if a, err := netip.ParseAddr(s); err == nil && a.Zone() == "" {
+		return router.NameServer{AddrPort: netip.AddrPortFrom(a, 53)}, nil
+	}
+	ap, err := addrPort(s)
+	return router.NameServer{AddrPort: ap}, err
 }
