@@ -15,7 +15,8 @@ type Link interface {
 	Iface() *packet.Iface
 	// Queues is the number of queues; each belongs to one worker.
 	Queues() int
-	// Queue is the i-th queue, i < Queues().
+	// Queue is the i-th queue, i < Queues(), for one goroutine: each call gives a
+	// handle of its own, and handles of one queue may be used at the same time.
 	Queue(i int) Queue
 	// SetMTU changes the MTU (bytes), on the device as well.
 	SetMTU(mtu int) error
@@ -49,6 +50,18 @@ type Prompter interface {
 	// Prompt says whether there is. After true, Read gives that, and then
 	// ErrAgain, without asking what FD stands for.
 	Prompt() bool
+}
+
+// Holder is a Queue that gains by sending several packets at once.
+type Holder interface {
+	Queue
+	// Hold takes a packet that is to be sent by the next Flush at the latest;
+	// until then p and its bytes are the queue's. The order of what Hold and
+	// Write got is kept within a flow.
+	Hold(p *packet.Packet)
+	// OnLoss sets what is called for each held packet that the device did not
+	// take, with p.Reason set, from Hold, Write or Flush.
+	OnLoss(func(p *packet.Packet))
 }
 
 // What Read and Write return, always these very values.

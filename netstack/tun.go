@@ -5,9 +5,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"sync/atomic"
-	"syscall"
-	"unsafe"
 
 	"github.com/songgao/water"
 	"github.com/vishvananda/netlink"
@@ -32,7 +31,7 @@ type TUNConfig struct {
 type TUN struct {
 	iface   atomic.Pointer[packet.Iface]
 	ns      *host.Namespace
-	queues  []*tunQueue
+	queues  []int // descriptors
 	created bool
 	offload uint // TUN_F_* that the kernel took
 	hdrLen  int  // virtio-net header, bytes; 0 without offload
@@ -110,7 +109,7 @@ func (t *TUN) open(cfg *TUNConfig, end *host.End) error {
 		return err
 	}
 	if t.created {
-		q := t.queues[0].fd
+		q := t.queues[0]
 		if cfg.Owner != nil {
 			if err := unix.IoctlSetInt(q, unix.TUNSETOWNER, int(*cfg.Owner)); err != nil {
 				return fmt.Errorf("setting the owner: %w", err)
@@ -223,7 +222,7 @@ func (t *TUN) attach(cfg *TUNConfig, d *host.Device) error {
 
 // setOffload asks the driver for what it can hand over unsplit.
 func (t *TUN) setOffload(on bool) error {
-	fd := t.queues[0].fd
+	fd := t.queues[0]
 	t.offload = 0
 	if on {
 		if err := unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, vnetHdrLen); err != nil {
@@ -242,56 +241,51 @@ func (t *TUN) setOffload(on bool) error {
 		// A device made beforehand still has what its last user set.
 		return fmt.Errorf("clearing offloads: %w", err)
 	}
-	for _, q := range t.queues {
-		q.uso = t.offload&tunFUSO4 != 0
-	}
 	return nil
 }
 
-func (t *TUN) attachQueue(cfg *TUNConfig, d *host.Device, flags uint16) (*tunQueue, error) {
+func (t *TUN) attachQueue(cfg *TUNConfig, d *host.Device, flags uint16) (int, error) {
 	fd, err := unix.Open(tunNode, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		if e := nodeError(err); e != nil {
-			return nil, e
+			return -1, e
 		}
-		return nil, fmt.Errorf("%s: %w", tunNode, err)
+		return -1, fmt.Errorf("%s: %w", tunNode, err)
 	}
-	q, err := t.setup(fd, cfg, d, flags)
-	if err != nil {
+	if err := t.setup(fd, cfg, d, flags); err != nil {
 		unix.Close(fd)
+		return -1, err
 	}
-	return q, err
+	return fd, nil
 }
 
-func (t *TUN) setup(fd int, cfg *TUNConfig, d *host.Device, flags uint16) (*tunQueue, error) {
+func (t *TUN) setup(fd int, cfg *TUNConfig, d *host.Device, flags uint16) error {
 	req, err := unix.NewIfreq(cfg.Name)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	req.SetUint16(flags)
 	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, req); err != nil {
-		return nil, attachError(err, t.ns, cfg, d)
+		return attachError(err, t.ns, cfg, d)
 	}
-	return t.newQueue(fd, flags)
+	return checkFlags(fd, flags)
 }
 
-// newQueue takes an attached descriptor if the driver gave it the flags.
-func (t *TUN) newQueue(fd int, flags uint16) (*tunQueue, error) {
+// checkFlags says whether the driver gave an attached descriptor the flags.
+func checkFlags(fd int, flags uint16) error {
 	req, err := unix.NewIfreq("")
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if err := unix.IoctlIfreq(fd, unix.TUNGETIFF, req); err != nil {
-		return nil, fmt.Errorf("reading the device's flags: %w", err)
+		return fmt.Errorf("reading the device's flags: %w", err)
 	}
 	const features = unix.IFF_TUN | unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_MULTI_QUEUE | unix.IFF_VNET_HDR
 	if got := req.Uint16() & features; got != flags {
-		return nil, fmt.Errorf("the kernel attached it %s vnet_hdr, as another process has it that is attached to the device (flags %#x, wanted %#x)",
+		return fmt.Errorf("the kernel attached it %s vnet_hdr, as another process has it that is attached to the device (flags %#x, wanted %#x)",
 			map[bool]string{true: "with", false: "without"}[got&unix.IFF_VNET_HDR != 0], got, flags)
 	}
-	q := &tunQueue{fd: fd, hdr: t.hdrLen}
-	q.emit = q.emitSegment
-	return q, nil
+	return nil
 }
 
 func attachError(err error, ns *host.Namespace, cfg *TUNConfig, d *host.Device) error {
@@ -322,18 +316,15 @@ func AdoptTUN(cfg TUNConfig, queues []int) (*TUN, error) {
 	}
 	t.iface.Store(packet.NewIface(cfg.Index, cfg.Name, cfg.MTU))
 	for i, fd := range queues {
-		q := &tunQueue{fd: fd}
 		if err == nil {
-			if good, e := t.newQueue(fd, tunFlags(&cfg)); e != nil {
-				err = fmt.Errorf("queue %d: %w", i, e)
-			} else {
-				q = good
+			if err = checkFlags(fd, tunFlags(&cfg)); err != nil {
+				err = fmt.Errorf("queue %d: %w", i, err)
 			}
 		}
 		if err == nil {
 			err = unix.SetNonblock(fd, true)
 		}
-		t.queues = append(t.queues, q)
+		t.queues = append(t.queues, fd)
 	}
 	if err == nil && len(queues) == 0 {
 		err = errors.New("a device without queues")
@@ -350,11 +341,7 @@ func AdoptTUN(cfg TUNConfig, queues []int) (*TUN, error) {
 
 // Descriptors are the queues, for AdoptTUN in another process.
 func (t *TUN) Descriptors() []int {
-	fds := make([]int, len(t.queues))
-	for i, q := range t.queues {
-		fds[i] = q.fd
-	}
-	return fds
+	return slices.Clone(t.queues)
 }
 
 // Iface is the interface; see Link.
@@ -363,8 +350,10 @@ func (t *TUN) Iface() *packet.Iface { return t.iface.Load() }
 // Queues is the number of queues.
 func (t *TUN) Queues() int { return len(t.queues) }
 
-// Queue is the i-th queue.
-func (t *TUN) Queue(i int) Queue { return t.queues[i] }
+// Queue is a handle of the i-th queue.
+func (t *TUN) Queue(i int) Queue {
+	return newTUNQueue(t.queues[i], t.hdrLen, t.offload&tunFUSO4 != 0)
+}
 
 // Made reports whether the device was made by OpenTUN and will go with it.
 func (t *TUN) Made() bool { return t.created }
@@ -419,101 +408,9 @@ func (t *TUN) Close() error {
 	}
 	t.closed = true
 	var errs []error
-	for _, q := range t.queues {
-		errs = append(errs, unix.Close(q.fd))
-		q.fd = -1
+	for _, fd := range t.queues {
+		errs = append(errs, unix.Close(fd))
 	}
 	t.ns.Close()
 	return errors.Join(errs...)
 }
-
-// tunQueue is one descriptor. Reads and writes are raw system calls: the
-// descriptor does not block, so the scheduler need not hear of them.
-type tunQueue struct {
-	fd   int
-	hdr  int // length of the virtio-net header, bytes
-	uso  bool
-	emit func(*packet.Packet)
-	err  error // of the segments being emitted
-}
-
-func (q *tunQueue) FD() int { return q.fd }
-
-func (q *tunQueue) Read(p *packet.Packet) error {
-	b := p.Buf[packet.Headroom-q.hdr : packet.Headroom+packet.MaxLen+1]
-	n, _, errno := syscall.RawSyscall(syscall.SYS_READ, uintptr(q.fd), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)))
-	for errno == syscall.EINTR {
-		n, _, errno = syscall.RawSyscall(syscall.SYS_READ, uintptr(q.fd), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)))
-	}
-	if errno != 0 {
-		if errno == syscall.EAGAIN {
-			return ErrAgain
-		}
-		return ErrGone // EBADFD: detached from a deleted device; EIO: it is being deleted
-	}
-	if int(n) < q.hdr {
-		p.Reason = ReasonBadVnetHeader
-		return ErrFrame
-	}
-	p.Off, p.End = packet.Headroom, packet.Headroom+int(n)-q.hdr
-	if p.End-p.Off > packet.MaxLen {
-		p.Reason = ReasonFrameTooLong
-		return ErrFrame
-	}
-	if q.hdr != 0 && !readVnet(b[:vnetHdrLen], p) {
-		p.Reason = ReasonBadVnetHeader
-		return ErrFrame
-	}
-	return nil
-}
-
-func (q *tunQueue) Write(p *packet.Packet) error {
-	if p.GSO.Type != packet.GSONone && (q.hdr == 0 || !q.uso && p.GSO.Type == packet.GSOUDPL4) {
-		q.err = nil
-		packet.Segments(p, q.emit)
-		return q.err
-	}
-	if q.hdr == 0 {
-		p.CompleteChecksum()
-		return q.send(p, p.Buf[p.Off:p.End])
-	}
-	if p.Off < q.hdr {
-		n := copy(p.Buf[packet.Headroom:], p.Buf[p.Off:p.End])
-		p.Off, p.End = packet.Headroom, packet.Headroom+n
-	}
-	b := p.Buf[p.Off-q.hdr : p.End]
-	writeVnet(b, p)
-	return q.send(p, b)
-}
-
-// emitSegment writes one segment of a super-packet that the device does not take whole.
-func (q *tunQueue) emitSegment(seg *packet.Packet) {
-	if err := q.Write(seg); err != nil && q.err == nil {
-		q.err = err
-	}
-}
-
-func (q *tunQueue) send(p *packet.Packet, b []byte) error {
-	if len(b) == 0 {
-		p.Reason = ReasonSendError
-		return ErrSend
-	}
-	_, _, errno := syscall.RawSyscall(syscall.SYS_WRITE, uintptr(q.fd), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)))
-	for errno == syscall.EINTR {
-		_, _, errno = syscall.RawSyscall(syscall.SYS_WRITE, uintptr(q.fd), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)))
-	}
-	switch errno {
-	case 0:
-		return nil
-	case syscall.EIO: // the driver's answer while the interface is down
-		p.Reason = ReasonLinkDown
-		return ErrDown
-	case syscall.EBADFD, syscall.ENODEV, syscall.EBADF:
-		p.Reason = ReasonLinkDown
-		return ErrGone
-	}
-	p.Reason = ReasonSendError
-	return ErrSend
-}
-
-func (q *tunQueue) Flush() error { return nil }

@@ -284,7 +284,7 @@ func (w *worker) fragment(p *packet.Packet, mtu int) bool {
 		return drop(p, reasonTooBig)
 	}
 	ok := true
-	if !packet.FragmentTo(p, mtu, func(f *packet.Packet) { ok = w.transmit(f) && ok }) {
+	if !packet.FragmentTo(p, mtu, func(f *packet.Packet) { ok = w.write(f) && ok }) {
 		return drop(p, reasonFragment)
 	}
 	if !ok {
@@ -300,7 +300,7 @@ func (w *worker) segment(p *packet.Packet, mtu int) bool {
 		if s.Len() > mtu {
 			ok = w.fragment(s, mtu) && ok
 		} else {
-			ok = w.transmit(s) && ok
+			ok = w.write(s) && ok
 		}
 	})
 	if !ok && p.Reason == 0 {
@@ -309,8 +309,24 @@ func (w *worker) segment(p *packet.Packet, mtu int) bool {
 	return ok
 }
 
-// transmit hands a frame to its device.
+// transmit hands a whole packet to its device, which may keep it until the
+// burst is flushed.
 func (w *worker) transmit(p *packet.Packet) bool {
+	d := w.port(p.Out)
+	if d == nil || d.hold == nil || !w.kept(p) {
+		return w.write(p)
+	}
+	if w.rec != nil {
+		w.rec.sent(d.iface, p)
+	}
+	d.txPackets++
+	d.txBytes += uint64(p.Len())
+	d.hold.Hold(p)
+	return true
+}
+
+// write hands a frame to its device, which is done with it on return.
+func (w *worker) write(p *packet.Packet) bool {
 	d := w.port(p.Out)
 	if d == nil {
 		return drop(p, reasonLinkGone)

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -18,7 +19,7 @@ import (
 )
 
 const (
-	batchSize   = 64        // frames a worker reads before it works on them
+	batchSize   = 64        // frames a worker reads before it works on them, at most
 	batchBytes  = 256 << 10 // and bytes, so that super-packets stay in the cache
 	outputQueue = 256       // packets of the router's own that may wait in a worker
 	maxRounds   = 16        // batches from one queue before the others have their turn
@@ -46,9 +47,10 @@ type worker struct {
 
 	ports   []*port // by interface index; nil: none
 	uplinks []*port // those of ports that are uplinks
-	reads   []reader
-	files   []reader // capture files: nothing to wait on
-	batch   []*packet.Packet
+	reads   []*reader
+	files   []*reader // capture files: nothing to wait on
+	frames  [batchSize]packet.Packet
+	batch   []*packet.Packet // pointers to frames
 	pool    []*packet.Packet // free packets for what the router makes
 	outq    []*packet.Packet // made by the router, waiting to pass OUTPUT
 	logBuf  []byte
@@ -83,7 +85,8 @@ type worker struct {
 // port is an interface as one worker uses it, with the counters of what that worker did.
 type port struct {
 	link  netstack.Link
-	queue netstack.Queue // to write to
+	queue netstack.Queue  // to write to
+	hold  netstack.Holder // the same, if it holds packets until Flush
 	iface *packet.Iface
 	gone  bool
 
@@ -96,6 +99,7 @@ type reader struct {
 	queue  netstack.Queue
 	prompt netstack.Prompter // queue, if it is one; else nil
 	fd     int
+	batch  int // frames to read before working on them
 }
 
 func newWorker(r *Router, id int) (*worker, error) {
@@ -106,8 +110,10 @@ func newWorker(r *Router, id int) (*worker, error) {
 	for f := range w.ctx {
 		w.ctx[f] = tables.Context{Worker: id, CT: w.ct, NAT: r.nat, Env: r.envs[f], Output: w.queueOutput, Alloc: w.alloc, Free: w.free, ICMPError: w.icmpError, Log: w.logPacket}
 	}
-	for range batchSize {
-		w.batch = append(w.batch, packet.New())
+	for i := range w.frames {
+		p := &w.frames[i]
+		*p = *packet.New()
+		w.batch = append(w.batch, p)
 	}
 	w.load()
 	var err error
@@ -206,11 +212,15 @@ func (w *worker) drain(fd int) {
 	}
 }
 
-func (w *worker) read(q reader) {
+// read takes what a queue has, until it is dry or the others should have their
+// turn. After a quiet time the first batches are small, so that a lonely packet
+// does not wait for the look whether there is another one; they grow with what comes.
+func (w *worker) read(q *reader) {
+	got := 0
 	for range maxRounds {
 		n, size := 0, 0
 		var err error
-		for n < batchSize && size < batchBytes && !q.gone {
+		for n < q.batch && size < batchBytes && !q.gone {
 			p := w.batch[n]
 			p.Reset()
 			if err = q.queue.Read(p); err == netstack.ErrFrame {
@@ -226,13 +236,18 @@ func (w *worker) read(q reader) {
 		if err == netstack.ErrGone {
 			w.lose(q.port)
 		}
-		w.burst(q.port, w.batch[:n])
+		if n > 0 {
+			w.burst(q.port, w.batch[:n])
+		}
 		if q.prompt == nil {
 			w.prompt()
 		}
+		got += n
 		if err != nil || q.gone {
+			q.batch = max(1, min(got, batchSize))
 			return
 		}
+		q.batch = min(2*q.batch, batchSize)
 	}
 }
 
@@ -291,13 +306,26 @@ func (w *worker) plug(l *link) {
 	}
 	n := l.link.Queues()
 	d := &port{link: l.link, queue: l.link.Queue(w.id % n), iface: l.iface}
+	if h, ok := d.queue.(netstack.Holder); ok {
+		d.hold = h
+		h.OnLoss(func(p *packet.Packet) {
+			d.txPackets--
+			d.txBytes -= uint64(p.Len())
+			d.txErrors++
+			w.countDrop(p)
+		})
+	}
 	w.ports[l.iface.Index] = d
 	if _, ok := l.link.(*uplink.Link); ok {
 		w.uplinks = append(w.uplinks, d)
 	}
 	for i := w.id; i < n; i += len(w.r.workers) {
-		q := reader{port: d, queue: l.link.Queue(i), fd: l.link.Queue(i).FD()}
+		q := &reader{port: d, queue: d.queue, batch: batchSize}
+		if i != w.id%n {
+			q.queue = l.link.Queue(i)
+		}
 		q.prompt, _ = q.queue.(netstack.Prompter)
+		q.fd = q.queue.FD()
 		if q.fd < 0 {
 			w.files = append(w.files, q)
 			continue
@@ -318,14 +346,14 @@ func (w *worker) unplug(l *link) {
 }
 
 func (w *worker) unwatch(l netstack.Link) {
-	w.reads = slices.DeleteFunc(w.reads, func(q reader) bool {
+	w.reads = slices.DeleteFunc(w.reads, func(q *reader) bool {
 		if q.link != l {
 			return false
 		}
 		unix.EpollCtl(w.epoll, unix.EPOLL_CTL_DEL, q.fd, nil)
 		return true
 	})
-	w.files = slices.DeleteFunc(w.files, func(q reader) bool { return q.link == l })
+	w.files = slices.DeleteFunc(w.files, func(q *reader) bool { return q.link == l })
 }
 
 // port is where packets for i leave; nil if there is no such device any more.
@@ -338,6 +366,11 @@ func (w *worker) port(i *packet.Iface) *port {
 		return nil
 	}
 	return d
+}
+
+// kept says that p's bytes stay until the burst has been flushed.
+func (w *worker) kept(p *packet.Packet) bool {
+	return uintptr(unsafe.Pointer(p))-uintptr(unsafe.Pointer(&w.frames)) < unsafe.Sizeof(w.frames)
 }
 
 func (d *port) send(w *worker, p *packet.Packet) bool {
@@ -507,8 +540,8 @@ func (r *Router) Step(i int) {
 		for {
 			before := w.packets
 			w.begin(r.clock())
-			for _, q := range w.reads {
-				w.read(q)
+			for i := range w.reads {
+				w.read(w.reads[i])
 			}
 			w.readFiles()
 			w.drainLocal()

@@ -38,6 +38,7 @@ func fail(err error) {
 func run() error {
 	var (
 		sluice  = flag.String("sluice", "./sluice", "the binary to measure")
+		before  = flag.String("before", "", "another sluice binary, measured beside as the path \"before\"")
 		rounds  = flag.Int("rounds", 5, "rounds")
 		each    = flag.Duration("time", 3*time.Second, "time of one measurement")
 		short   = flag.Bool("short", false, "few paths and short measurements: less than five minutes")
@@ -85,6 +86,11 @@ func run() error {
 		}
 		if plan.Self, err = os.Executable(); err != nil {
 			return err
+		}
+		if *before != "" {
+			if plan.Before, err = filepath.Abs(*before); err != nil {
+				return err
+			}
 		}
 		if os.Geteuid() != 0 {
 			return fmt.Errorf("the paths end to end take root (network namespaces, TUN devices); `sluice bench` measures in memory without")

@@ -34,6 +34,7 @@ type Options struct {
 	Sluice string   // the binary
 	Self   string   // the program that answers to "peer"
 	WG     string   // the copy loop over wireguard-go's tun package; "": there is none
+	Before string   // another sluice to compare with, of one worker and of two; "": none
 	Paths  []string // names; empty: all
 }
 
@@ -54,6 +55,11 @@ func paths(o *Options) []*Path {
 	}
 	if o.WG != "" {
 		ps = append(ps, &Path{Name: "wireguard", Title: "copy loop over wireguard-go's tun package", make: peer(o.WG)})
+	}
+	if o.Before != "" {
+		ps = append(ps,
+			&Path{Name: "before", Title: "the other sluice, 20 rules", make: sluice(o.Before, 1, true, 20)},
+			&Path{Name: "before-2", Title: "the other sluice, two workers", make: sluice(o.Before, 2, true, 20)})
 	}
 	if len(o.Paths) == 0 {
 		return ps
