@@ -144,3 +144,12 @@ func (r *Router) wall(now int64) time.Time {
 	}
 	return r.started.Add(time.Duration(now))
 }
+
+// timeOfDay is wall for what people set their watches by: it follows the
+// machine's clock when that is put right.
+func (r *Router) timeOfDay(now int64) time.Time {
+	if start := r.recorded.Load(); start != 0 {
+		return time.Unix(0, start+now)
+	}
+	return time.Now()
+}

@@ -130,7 +130,7 @@ func New(cfg *Config, opt Options) (*Router, error) {
 	r.redirects = newRedirectLimiter()
 	r.knobs = newKnobs(s)
 	for f, fam := range families {
-		r.envs[f] = &tables.Env{CT: r.ct, NAT: r.nat, Sysctl: s, Routes: routes{r}, DoWorkers: func(run func(*tables.Context)) {
+		r.envs[f] = &tables.Env{CT: r.ct, NAT: r.nat, Sysctl: s, Routes: routes{r}, Wall: r.timeOfDay, DoWorkers: func(run func(*tables.Context)) {
 			r.eachWorker(func(w *worker) { run(&w.ctx[f]) })
 		}}
 		r.engines[f] = tables.NewEngine(fam, r.envs[f])

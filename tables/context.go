@@ -1,6 +1,8 @@
 package tables
 
 import (
+	"time"
+
 	"sluice/conntrack"
 	"sluice/hooks"
 	"sluice/internal/sysctl"
@@ -55,6 +57,8 @@ type Env struct {
 	NAT    *nat.NAT
 	Sysctl *sysctl.Set
 	Routes Routes
+	// Wall is the time of day when the packets' clock (ns) shows now; nil: time.Now.
+	Wall func(now int64) time.Time
 	// DoWorkers runs f once for each worker, between two batches of that
 	// worker, and returns when all have run: the only way to read or zero
 	// counters. nil: there are no workers.

@@ -287,6 +287,9 @@ func (hostMask) Parse(o *OptionContext, text []string, v *Value) error {
 	host, mask, has := strings.Cut(text[0], "/")
 	a, ok := parseHost(o.Family, host)
 	if !ok {
+		if x, err := netip.ParseAddr(host); err == nil && x.Is4() == (o.Family == packet.IPv6) {
+			return Usagef("getaddrinfo: Address family for hostname not supported\n")
+		}
 		return Usagef("getaddrinfo: Name or service not known\n")
 	}
 	width := uint64(32)

@@ -57,7 +57,7 @@ func (k *key) fill(p *packet.Packet) {
 	}
 	k.proto = p.Proto
 	k.later = p.Flags&packet.LaterFragment != 0
-	k.lost = p.Flags&packet.BadHeaders != 0
+	k.lost = p.Flags&packet.BadHeaders != 0 && packet.Extension(p.Proto) // else the last header named one
 	if l4 := int(p.L4); p.Flags&packet.HasPorts != 0 && len(b) >= l4+4 {
 		k.ports = true
 		k.sport = binary.BigEndian.Uint16(b[l4:])

@@ -29,7 +29,7 @@ func (labelBit) Parse(_ *tables.OptionContext, text []string, v *tables.Value) e
 			return nil
 		}
 	}
-	n, rest, ok := tables.Strtoul(s, 0, all32)
+	n, rest, ok := tables.Strtoul(s, 0, all32-1)
 	if !ok || rest != "" {
 		e := tables.Usagef("label '%s' not found or invalid value", s)
 		if names == nil {
