@@ -145,7 +145,11 @@ func optionsMatch(name, doc string, kind uint8) *tables.Match {
 					return false
 				}
 				n := (int(h[1]) + 1) * 8
-				if len(h) < n || want.Set && (want.Lo == uint64(n)) == want.Not {
+				if len(h) < n {
+					c.Hotdrop = true
+					return false
+				}
+				if want.Set && (want.Lo == uint64(n)) == want.Not {
 					return false
 				}
 				return beginsWith(h[2:n], options)

@@ -138,8 +138,12 @@ var matchRT = &tables.Match{
 				return false
 			}
 			n := (int(h[1]) + 1) * 8
+			if len(h) < n {
+				c.Hotdrop = true
+				return false
+			}
 			left := uint32(h[3])
-			if len(h) < n || (left >= lo && left <= hi) == not ||
+			if (left >= lo && left <= hi) == not ||
 				length.Set && (length.Lo == uint64(n)) == length.Not ||
 				typ.Set && (typ.Lo == uint64(h[2])) == typ.Not ||
 				reserved && h[4]|h[5]|h[6]|h[7] != 0 {
