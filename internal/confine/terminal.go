@@ -2,9 +2,9 @@ package confine
 
 import (
 	"os"
-	"os/signal"
 	"sync"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -42,7 +42,7 @@ func (t *terminal) give(group int) {
 	defer t.mu.Unlock()
 	if !t.given && t.ours() {
 		// From now on we write from the background, and take the terminal back from there.
-		signal.Ignore(unix.SIGTTOU)
+		dispose(unix.SIGTTOU, sigIgnore)
 		t.given = unix.IoctlSetPointerInt(t.fd, unix.TIOCSPGRP, group) == nil
 	}
 }
@@ -66,9 +66,9 @@ func (t *terminal) suspend(sig, group int) {
 	} else {
 		// The others in our process group, a shell's pipeline, first; ourselves by a
 		// signal to this very thread, so that we are stopped when the call returns.
-		signal.Ignore(unix.SIGTSTP)
+		dispose(unix.SIGTSTP, sigIgnore)
 		syscall.Kill(0, unix.SIGTSTP)
-		signal.Reset(unix.SIGTSTP)
+		dispose(unix.SIGTSTP, sigDefault)
 		stopSelf(unix.SIGTSTP)
 	}
 	t.give(group)
@@ -76,3 +76,12 @@ func (t *terminal) suspend(sig, group int) {
 }
 
 func stopSelf(sig syscall.Signal) { unix.Tgkill(os.Getpid(), unix.Gettid(), sig) }
+
+const sigDefault, sigIgnore = 0, 1
+
+// dispose says what the kernel does with a signal; os/signal cannot bring the
+// default of a stop signal back once it was ignored.
+func dispose(sig syscall.Signal, how uintptr) {
+	action := struct{ handler, flags, restorer, mask uintptr }{handler: how}
+	unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(sig), uintptr(unsafe.Pointer(&action)), 0, 8, 0, 0)
+}
