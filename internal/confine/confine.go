@@ -49,12 +49,14 @@ type Config struct {
 
 // Device is the network device inside.
 type Device struct {
-	Kind      string // DeviceAuto, DeviceTUN or DeviceVeth
+	Kind      string // DeviceAuto, DeviceTUN, DeviceVeth or DeviceTAP
 	Name      string
 	MTU       int // bytes
 	Queues    int
 	Addresses []netip.Prefix // the kernel's own
 	Routes    []host.Route
+	MAC       [6]byte // of a TAP device; zero: the kernel's choice
+	Raw       bool    // the device is made and left as it is: not up, without addresses
 }
 
 // Kinds of device.
@@ -62,13 +64,14 @@ const (
 	DeviceAuto = "auto" // TUN, or veth where /dev/net/tun cannot be had
 	DeviceTUN  = "tun"
 	DeviceVeth = "veth" // its far end is in a second namespace, behind packet sockets
+	DeviceTAP  = "tap"
 )
 
 // Opened is a device whose queues have arrived.
 type Opened struct {
-	Kind   string // DeviceTUN or DeviceVeth
-	Queues []int  // descriptors, the caller's
-	MAC    [6]byte
+	Kind   string  // DeviceTUN, DeviceVeth or DeviceTAP
+	Queues []int   // descriptors, the caller's
+	MAC    [6]byte // the router's end's, of a veth pair
 	// Instead says why it is not a TUN device; "" if it is, or if veth was asked for.
 	Instead string
 }

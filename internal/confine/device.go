@@ -16,11 +16,16 @@ import (
 
 // openDevice makes the device in the calling process' network namespace.
 func openDevice(d *Device) (*Opened, error) {
-	if err := loopbackUp(); err != nil {
-		return nil, err
+	if !d.Raw {
+		if err := loopbackUp(); err != nil {
+			return nil, err
+		}
 	}
-	if d.Kind == DeviceVeth {
+	switch d.Kind {
+	case DeviceVeth:
 		return openVeth(d)
+	case DeviceTAP:
+		return openTAP(d)
 	}
 	err := tryTUN()
 	if err == nil {
@@ -56,6 +61,30 @@ func openTUN(d *Device) (*Opened, error) {
 		return nil, fmt.Errorf("device %s: %w", d.Name, err)
 	}
 	return &Opened{Kind: DeviceTUN, Queues: t.Descriptors()}, nil
+}
+
+func openTAP(d *Device) (*Opened, error) {
+	fds, err := netstack.MakeTAP(d.Name, d.Queues, d.MAC)
+	if err == nil && !d.Raw {
+		err = setUp(d)
+	}
+	if err != nil {
+		closeAll(fds)
+		return nil, err
+	}
+	return &Opened{Kind: DeviceTAP, Queues: fds}, nil
+}
+
+// setUp gives a device of our own namespace what it is to have.
+func setUp(d *Device) error {
+	ns, err := host.OpenNamespace("")
+	if err == nil {
+		err = host.Tune(d.Name)
+	}
+	if err == nil {
+		err = host.Apply(ns, d.Name, d.end(), nil)
+	}
+	return err
 }
 
 func loopbackUp() error {
@@ -107,14 +136,7 @@ func openVeth(d *Device) (*Opened, error) {
 	if err != nil {
 		return nil, err
 	}
-	near, err := host.OpenNamespace("")
-	if err == nil {
-		err = host.Tune(d.Name)
-	}
-	if err == nil {
-		err = host.Apply(near, d.Name, d.end(), nil)
-	}
-	if err != nil {
+	if err := setUp(d); err != nil {
 		closeAll(o.Queues)
 		return nil, err
 	}

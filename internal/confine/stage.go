@@ -28,6 +28,9 @@ func Stage(argv []string) int {
 	}
 	unix.CloseOnExec(fd)
 	s := &stage{sock: &socket{fd}, command: argv[3:]}
+	if argv[1] == "join" {
+		return s.join()
+	}
 	return s.init()
 }
 
