@@ -73,15 +73,13 @@ func (o *execOptions) plan(a *app) (*execPlan, error) {
 	with4, with6 := o.rules != "" || o.rules6 == "", o.rules6 != "" || o.rules == ""
 	if with4 {
 		c.Addresses = append(c.Addresses, nth(net4, 2), nth(net4, 3))
-		plan.dns = append(plan.dns, nth(net4, 3).Addr())
+		plan.resolve(nth(net4, 3).Addr())
 		dev.Addresses = append(dev.Addresses, nth(net4, 100))
 		dev.Routes = append(dev.Routes, host.Route{To: netip.MustParsePrefix("0.0.0.0/0"), Via: nth(net4, 2).Addr()})
 	}
 	if with6 {
 		c.Addresses = append(c.Addresses, nth(net6, 2), nth(net6, 3))
-		if !with4 {
-			plan.dns = append(plan.dns, nth(net6, 3).Addr())
-		}
+		plan.resolve(nth(net6, 3).Addr())
 		dev.Addresses = append(dev.Addresses, nth(net6, 0x100))
 		dev.Routes = append(dev.Routes, host.Route{To: netip.MustParsePrefix("::/0"), Via: nth(net6, 2).Addr()})
 	}
@@ -102,6 +100,18 @@ func (o *execOptions) plan(a *app) (*execPlan, error) {
 		cfg.Publish = append(cfg.Publish, *p)
 	}
 	return plan, nil
+}
+
+// resolve makes one of the router's addresses a nameserver.
+func (p *execPlan) resolve(a netip.Addr) {
+	if p.cfg.DNS == nil {
+		p.cfg.DNS = &router.DNSConfig{}
+		p.cfg.DNS.SetDefaults()
+	}
+	p.cfg.DNS.Listen = append(p.cfg.DNS.Listen, netip.AddrPortFrom(a, 53))
+	if len(p.dns) == 0 { // programs ask one after the other, and both are the same
+		p.dns = append(p.dns, a)
+	}
 }
 
 // parsePublish reads [ADDR:]HPORT:PORT[/udp]; inside are the command's addresses.
