@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"sluice/conntrack"
+	"sluice/internal/ipset"
 	"sluice/internal/sysctl"
 	"sluice/nat"
 	"sluice/netstack"
@@ -29,6 +30,7 @@ type Config struct {
 	Interfaces []InterfaceConfig `toml:"interface"`
 	Routes     []RouteConfig     `toml:"route"`
 	Rules      []RuleConfig      `toml:"rule"` // policy routing
+	Sets       []SetConfig       `toml:"set"`
 	IPTables   RulesetConfig     `toml:"iptables"`
 	IP6Tables  RulesetConfig     `toml:"ip6tables"`
 	Services   []ServiceConfig   `toml:"service"`
@@ -280,6 +282,63 @@ func (r *RulesetConfig) Script() []ScriptLine {
 		out = append(out, ScriptLine{Pos: at, Text: "COMMIT"})
 	}
 	return out
+}
+
+// SetConfig is one [[set]]: an IP set, with the names of `ipset create`.
+type SetConfig struct {
+	Pos        Position `toml:"-"`
+	Name       string   `toml:"name"`
+	Type       string   `toml:"type"`
+	Family     string   `toml:"family"` // inet (the default) or inet6
+	HashSize   *uint32  `toml:"hashsize"`
+	MaxElem    *uint32  `toml:"maxelem"`
+	BucketSize *uint32  `toml:"bucketsize"`
+	Netmask    *uint32  `toml:"netmask"`
+	Bitmask    string   `toml:"bitmask"`
+	MarkMask   *uint32  `toml:"markmask"`
+	Range      string   `toml:"range"`
+	Size       *uint32  `toml:"size"`
+	Timeout    *uint32  `toml:"timeout"` // seconds
+	Counters   bool     `toml:"counters"`
+	Comment    bool     `toml:"comment"`
+	SKBInfo    bool     `toml:"skbinfo"`
+	ForceAdd   bool     `toml:"forceadd"`
+	Entries    []string `toml:"entries"` // each what `ipset add NAME` takes
+}
+
+// Definition is the set as ipset's create and add have it.
+func (c *SetConfig) Definition() ipset.Definition {
+	d := ipset.Definition{Name: c.Name, Type: c.Type, Entries: c.Entries}
+	text := func(name, val string) {
+		if val != "" {
+			d.Options = append(d.Options, name, val)
+		}
+	}
+	number := func(name string, val *uint32) {
+		if val != nil {
+			text(name, fmt.Sprint(*val))
+		}
+	}
+	flag := func(name string, on bool) {
+		if on {
+			d.Options = append(d.Options, name)
+		}
+	}
+	text("family", c.Family)
+	number("markmask", c.MarkMask)
+	number("hashsize", c.HashSize)
+	number("maxelem", c.MaxElem)
+	number("netmask", c.Netmask)
+	text("bitmask", c.Bitmask)
+	text("range", c.Range)
+	number("size", c.Size)
+	number("timeout", c.Timeout)
+	flag("counters", c.Counters)
+	flag("comment", c.Comment)
+	flag("forceadd", c.ForceAdd)
+	flag("skbinfo", c.SKBInfo)
+	number("bucketsize", c.BucketSize)
+	return d
 }
 
 // ServiceConfig is one [[service]]: a local socket on the router itself.

@@ -38,8 +38,9 @@ var rooms = map[string][]string{
 	"hooks":                 {"packet"},
 	"conntrack":             {"packet"},
 	"nat":                   {"packet", "conntrack"},
-	"tables":                {"packet", "hooks", "conntrack", "nat"},
-	"tables/ext":            {"packet", "hooks", "conntrack", "nat", "tables"},
+	"tables":                {"packet", "hooks", "conntrack", "nat", "tables/ipset"},
+	"tables/ext":            {"packet", "hooks", "conntrack", "nat", "tables", "tables/ipset"},
+	"tables/ipset":          {"packet"},
 	"internal/host":         {},
 	"netstack":              {"packet", "internal/host"},
 	"netstack/services":     {"packet", "netstack"},
@@ -48,8 +49,9 @@ var rooms = map[string][]string{
 	"internal/proxy":        {"netstack"},
 	"internal/iptables":     {"packet", "hooks", "conntrack", "nat", "tables", "tables/ext"},
 	"internal/sysctl":       {},
-	"router":                {"packet", "packet/frag", "packet/packettext", "hooks", "conntrack", "nat", "tables", "tables/ext", "netstack", "netstack/services", "netstack/uplink", "internal/resolver", "internal/proxy", "internal/iptables", "internal/host"},
+	"router":                {"packet", "packet/frag", "packet/packettext", "hooks", "conntrack", "nat", "tables", "tables/ext", "tables/ipset", "netstack", "netstack/services", "netstack/uplink", "internal/resolver", "internal/proxy", "internal/iptables", "internal/ipset", "internal/host"},
 	"internal/conntrackcmd": {"packet", "conntrack"},
+	"internal/ipset":        {"packet", "tables", "tables/ipset"},
 }
 
 // TestImports: imports point one way.

@@ -47,6 +47,15 @@ func (r *Router) apply(cfg *Config) (err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 
+	unset, setsDone, err := r.putSets(cfg)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			unset()
+		}
+	}()
 	rules, err := r.checkRules(cfg)
 	if err != nil {
 		return err
@@ -126,6 +135,8 @@ func (r *Router) apply(cfg *Config) (err error) {
 		l.cfg = cfg.Interfaces[i]
 	}
 	r.dropLostAddresses(r.cfg, cfg)
+	setsDone()
+	r.dropSets(cfg)
 	r.cfg = cfg
 	return nil
 }

@@ -22,6 +22,7 @@ import (
 	"sluice/packet"
 	"sluice/packet/frag"
 	"sluice/tables"
+	"sluice/tables/ipset"
 )
 
 // Options is what a Router needs beside its configuration.
@@ -48,6 +49,7 @@ type Router struct {
 	knobs     knobs
 	ct        *conntrack.Table
 	nat       *nat.NAT
+	sets      *ipset.Sets
 	engines   [2]*tables.Engine // IPv4, IPv6
 	iptables  iptables.Engines
 	envs      [2]*tables.Env
@@ -125,12 +127,13 @@ func New(cfg *Config, opt Options) (*Router, error) {
 	r.lo = r.fib.Loopback()
 	r.ct = conntrack.New(s, conntrack.Options{Clock: r.clock})
 	r.nat = nat.New(r.ct, s)
+	r.sets = ipset.New(r.clock)
 	r.frags = frag.New(s)
 	r.limit = newICMPLimiter(s)
 	r.redirects = newRedirectLimiter()
 	r.knobs = newKnobs(s)
 	for f, fam := range families {
-		r.envs[f] = &tables.Env{CT: r.ct, NAT: r.nat, Sysctl: s, Routes: routes{r}, Wall: r.timeOfDay, DoWorkers: func(run func(*tables.Context)) {
+		r.envs[f] = &tables.Env{CT: r.ct, NAT: r.nat, Sysctl: s, Routes: routes{r}, Sets: r.sets, Wall: r.timeOfDay, DoWorkers: func(run func(*tables.Context)) {
 			r.eachWorker(func(w *worker) { run(&w.ctx[f]) })
 		}}
 		r.engines[f] = tables.NewEngine(fam, r.envs[f])
@@ -207,18 +210,21 @@ func (r *Router) Run(ctx context.Context) error {
 
 // housekeep does what no packet waits for: expiry, and devices that went away.
 func (r *Router) housekeep(ctx context.Context) {
-	tick := time.NewTicker(100 * time.Millisecond)
-	defer tick.Stop()
-	for {
+	ticks := time.NewTicker(100 * time.Millisecond)
+	defer ticks.Stop()
+	for tick := 0; ; {
 		select {
 		case <-ctx.Done():
 			return
 		case l := <-r.lost:
 			r.removeGone(l)
-		case <-tick.C:
+		case <-ticks.C:
 			now := r.clock()
 			r.ct.Housekeep(now)
 			r.expireFragments(now)
+			if tick++; tick%10 == 0 {
+				r.sets.Expire()
+			}
 		}
 	}
 }
@@ -274,6 +280,9 @@ func (r *Router) Engine(family uint8) *tables.Engine { return r.engines[family>>
 
 // Conntrack is the flow table.
 func (r *Router) Conntrack() *conntrack.Table { return r.ct }
+
+// Sets are the router's IP sets.
+func (r *Router) Sets() *ipset.Sets { return r.sets }
 
 // Sysctl is the router's tunables.
 func (r *Router) Sysctl() *sysctl.Set { return r.sysctl }

@@ -8,6 +8,7 @@ import (
 	"sluice/internal/sysctl"
 	"sluice/nat"
 	"sluice/packet"
+	"sluice/tables/ipset"
 )
 
 // Counter is a rule's or a policy's packets and bytes.
@@ -59,6 +60,7 @@ type Env struct {
 	Routes Routes
 	// Wall is the time of day when the packets' clock (ns) shows now; nil: time.Now.
 	Wall func(now int64) time.Time
+	Sets   *ipset.Sets // nil: rules that name a set are refused
 	// DoWorkers runs f once for each worker, between two batches of that
 	// worker, and returns when all have run: the only way to read or zero
 	// counters. nil: there are no workers.

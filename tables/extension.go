@@ -211,11 +211,13 @@ type Type interface {
 // OptionContext is what a Type may know while it reads.
 type OptionContext struct {
 	Ext      string // extension's name
-	Name     string // option's name as typed
+	Name     string // option's name
+	Typed    string // … as typed, an alias or cut short
 	Family   uint8
 	Proto    uint8 // of -p so far; 0: none
 	ProtoNot bool
 	Args     *Args
+	Env      *Env              // nil: not known
 	Warn     func(line string) // what iptables writes to stderr and goes on; never nil
 }
 

@@ -46,6 +46,9 @@ type Parser struct {
 	Warn func(line string)
 	// Resolve finds the addresses of a host name; nil: names are not found.
 	Resolve func(fam uint8, name string) [][16]byte
+	// Env is where the rules will be, for options that are checked against it
+	// (the sets there are); nil: it is not known.
+	Env *Env
 	// Source is put into the rules.
 	Source Source
 
@@ -497,7 +500,7 @@ func (ps *Parser) extOption(a *Args, i int, name, text string) error {
 		ps.pos++
 		words = append(words, w)
 	}
-	oc := &OptionContext{Ext: a.Ext, Name: o.Name, Family: a.Family, Proto: a.Proto, ProtoNot: a.ProtoNot, Args: a, Warn: ps.warn}
+	oc := &OptionContext{Ext: a.Ext, Name: o.Name, Typed: name, Env: ps.Env, Family: a.Family, Proto: a.Proto, ProtoNot: a.ProtoNot, Args: a, Warn: ps.warn}
 	if err := o.Type.Parse(oc, words, &val); err != nil {
 		return err
 	}

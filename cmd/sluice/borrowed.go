@@ -12,10 +12,12 @@ import (
 	"sluice/conntrack"
 	"sluice/internal/conntrackcmd"
 	"sluice/internal/control"
+	ipsetcmd "sluice/internal/ipset"
 	"sluice/internal/iptables"
 	"sluice/internal/sysctl"
 	"sluice/packet"
 	"sluice/tables"
+	"sluice/tables/ipset"
 )
 
 // tool is a program whose command line sluice takes.
@@ -30,7 +32,7 @@ var tools = []tool{
 	{"iptables", 3}, {"ip6tables", 3}, // as when the real one cannot initialize a table
 	{"iptables-save", 1}, {"ip6tables-save", 1},
 	{"iptables-restore", 1}, {"ip6tables-restore", 1},
-	{"conntrack", 1},
+	{"conntrack", 1}, {"ipset", 1},
 }
 
 func toolNamed(name string) (tool, bool) {
@@ -91,6 +93,9 @@ func (b *borrowedCall) run(ctx context.Context, stdin io.Reader, stdout, stderr 
 		fmt.Fprintf(stderr, "%s: %v\n", b.tool.name, err)
 		return b.failed
 	}
+	if b.tool.name == "ipset" {
+		return b.ipset(ctx, path, stdin, stdout, stderr)
+	}
 	files := b.files()
 	if files.Input != "" {
 		f, err := os.Open(files.Input)
@@ -112,6 +117,35 @@ func (b *borrowedCall) run(ctx context.Context, stdin io.Reader, stdout, stderr 
 		}
 		defer f.Close()
 		stdout = f
+	}
+	status, err := control.Call(ctx, path, files.Args, stdin, stdout, stderr)
+	if err != nil {
+		fmt.Fprintf(stderr, "%s: %v\n", b.tool.name, err)
+		return b.failed
+	}
+	return status
+}
+
+// ipset is a call of that program, with the files that its -f names.
+func (b *borrowedCall) ipset(ctx context.Context, path string, stdin io.Reader, stdout, stderr io.Writer) int {
+	files := ipsetcmd.ClientArgs(b.argv)
+	var f *os.File
+	var err error
+	switch {
+	case files.Input != "":
+		f, err = os.Open(files.Input)
+		stdin = f
+	case files.Output != "":
+		f, err = os.Create(files.Output)
+		stdout = f
+	}
+	if err != nil {
+		text, status := files.OpenError(err)
+		fmt.Fprint(stderr, text)
+		return status
+	}
+	if f != nil {
+		defer f.Close()
 	}
 	status, err := control.Call(ctx, path, files.Args, stdin, stdout, stderr)
 	if err != nil {
@@ -164,6 +198,8 @@ func (b *borrowedCall) speaksAlone() bool {
 		switch a {
 		case "-V", "--version", "-h", "--help":
 			return true
+		case "help", "version":
+			return b.tool.name == "ipset"
 		}
 	}
 	return false
@@ -171,7 +207,10 @@ func (b *borrowedCall) speaksAlone() bool {
 
 // alone runs the tool on empty tables that no packet meets.
 func (b *borrowedCall) alone(stdin io.Reader, stdout, stderr io.Writer) int {
-	if b.tool.name == "conntrack" {
+	switch b.tool.name {
+	case "ipset":
+		return ipsetcmd.Run(ipset.New(nil), b.argv, stdin, stdout, stderr, nil)
+	case "conntrack":
 		return conntrackcmd.Run(conntrack.New(sysctl.NewSet(), conntrack.Options{}), b.argv[1:], stdin, stdout, stderr, nil)
 	}
 	engines := iptables.New(tables.NewEngine(packet.IPv4, &tables.Env{}), tables.NewEngine(packet.IPv6, &tables.Env{}))

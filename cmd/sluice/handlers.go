@@ -9,6 +9,7 @@ import (
 
 	"sluice/internal/conntrackcmd"
 	"sluice/internal/control"
+	"sluice/internal/ipset"
 	"sluice/internal/iptables"
 )
 
@@ -22,6 +23,9 @@ func (d *daemon) handlers(s *control.Server) {
 	}
 	s.Handle("conntrack", func(ctx context.Context, argv []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		return conntrackcmd.Run(d.router.Conntrack(), argv[1:], stdin, stdout, stderr, ctx.Done())
+	})
+	s.Handle("ipset", func(ctx context.Context, argv []string, stdin io.Reader, stdout, stderr io.Writer) int {
+		return ipset.Run(d.router.Sets(), argv, stdin, stdout, stderr, ctx.Done())
 	})
 	s.Handle("status", func(_ context.Context, argv []string, _ io.Reader, stdout, stderr io.Writer) int {
 		rep := report{Status: d.router.Status()}

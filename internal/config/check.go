@@ -11,6 +11,7 @@ import (
 	"sluice/internal/iptables"
 	"sluice/netstack/uplink"
 	"sluice/router"
+	"sluice/tables/ipset"
 )
 
 // checker finds what is wrong between values that are each well-formed, and
@@ -20,6 +21,7 @@ type checker struct {
 	cfg      *router.Config
 	resolver iptables.Resolver // nil: the host's
 	links    links             // of the routes seen so far
+	ipsets   *ipset.Sets       // as configured; without any if something is wrong with them
 }
 
 func (c *checker) check() {
@@ -35,6 +37,7 @@ func (c *checker) check() {
 	c.dns()
 	c.proxies()
 	c.sysctls()
+	c.sets()
 	c.rulesets()
 }
 

@@ -8,7 +8,6 @@ import (
 // plans for this one, may try here, and what to write instead. An element of a
 // list is "*".
 var elsewhere = map[string]string{
-	"set":                 `sluice has no sets; write the addresses as rules, a user-defined chain can hold them`,
 	"iptables.policy":     `policies belong to a table: [iptables.filter] policy = { … }`,
 	"iptables.rules":      `rules belong to a table: [iptables.filter] rules = [ … ]`,
 	"ip6tables.policy":    `policies belong to a table: [ip6tables.filter] policy = { … }`,

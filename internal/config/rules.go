@@ -99,7 +99,7 @@ func (c *checker) tryRules(family uint8, script []router.ScriptLine) {
 	}
 	set := c.tunables()
 	ct := conntrack.New(set, conntrack.Options{})
-	env := &tables.Env{CT: ct, NAT: nat.New(ct, set), Sysctl: set}
+	env := &tables.Env{CT: ct, NAT: nat.New(ct, set), Sysctl: set, Sets: c.ipsets}
 	engines := iptables.New(tables.NewEngine(packet.IPv4, env), tables.NewEngine(packet.IPv6, env))
 	if c.resolver != nil {
 		engines.Resolver = c.resolver

@@ -130,6 +130,9 @@ func (x *tool) newParser(args []string) *parser {
 		p.table = x.restore
 	}
 	p.ps = tables.NewParser(x.Registry, x.fam, args, commandOptions)
+	if e := x.engine(x.fam); e != nil {
+		p.ps.Env = e.Env()
+	}
 	p.ps.Resolve = x.resolve
 	p.ps.Warn = func(line string) { x.fail("%s\n", line) }
 	return p

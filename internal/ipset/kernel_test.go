@@ -1,0 +1,155 @@
+package ipset
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"sluice/tables/ipset"
+)
+
+// real is ipset in a network namespace of its own.
+type real struct{ netns string }
+
+func newReal(t *testing.T) *real {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, for a network namespace")
+	}
+	out, err := exec.Command("ipset", "version").Output()
+	if err != nil || !strings.HasPrefix(string(out), banner+",") {
+		t.Skipf("needs ipset 7.17, this is %q (%v)", out, err)
+	}
+	r := &real{fmt.Sprintf("slcips-%d", os.Getpid())}
+	if out, err := exec.Command("ip", "netns", "add", r.netns).CombinedOutput(); err != nil {
+		t.Skipf("no network namespace: %v %s", err, out)
+	}
+	t.Cleanup(func() { exec.Command("ip", "netns", "del", r.netns).Run() })
+	return r
+}
+
+// result is what a command printed and its exit status.
+type result struct {
+	out, err string
+	status   int
+}
+
+func (r *real) run(t *testing.T, stdin string, args ...string) (res result) {
+	t.Helper()
+	cmd := exec.Command("ip", append([]string{"netns", "exec", r.netns, "ipset"}, args...)...)
+	var out, errs bytes.Buffer
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &out, &errs
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	return result{out.String(), errs.String(), cmd.ProcessState.ExitCode()}
+}
+
+func ours(s *ipset.Sets, stdin string, args ...string) result {
+	var out, errs bytes.Buffer
+	status := Run(s, append([]string{"ipset"}, args...), strings.NewReader(stdin), &out, &errs, nil)
+	return result{out.String(), errs.String(), status}
+}
+
+var (
+	initval = regexp.MustCompile(`initval(>| )0x[0-9a-f]{8}`)
+	memory  = regexp.MustCompile(`(Size in memory: |<memsize>)\d+`)
+	entries = regexp.MustCompile(`(?m)^(add [^\n]*|<member>[^\n]*|[0-9a-f.:]+[0-9a-f][^\n]*)(\n|$)`)
+)
+
+// plain takes out what has no fixed value, and the order of a hash.
+func (r result) plain() result {
+	r.out = initval.ReplaceAllString(r.out, "initval${1}X")
+	r.out = memory.ReplaceAllString(r.out, "${1}N")
+	lines := strings.SplitAfter(r.out, "\n")
+	for i := 0; i < len(lines); {
+		j := i
+		for j < len(lines) && entries.MatchString(lines[j]) {
+			j++
+		}
+		slices.Sort(lines[i:j])
+		i = max(j, i+1)
+	}
+	r.out = strings.Join(lines, "")
+	return r
+}
+
+// shell takes a line apart at blanks; '…' is one word.
+func shell(line string) (out []string) {
+	for line = strings.TrimLeft(line, " "); line != ""; line = strings.TrimLeft(line, " ") {
+		var w string
+		if line[0] == '\'' {
+			w, line, _ = strings.Cut(line[1:], "'")
+		} else {
+			w, line, _ = strings.Cut(line, " ")
+		}
+		out = append(out, w)
+	}
+	return out
+}
+
+// diff is what two results do not share.
+func diff(got, want result) string {
+	var b strings.Builder
+	if got.status != want.status {
+		fmt.Fprintf(&b, "status %d, want %d\n", got.status, want.status)
+	}
+	g, w := strings.Split(got.out+got.err, "\n"), strings.Split(want.out+want.err, "\n")
+	for i := range max(len(g), len(w)) {
+		var x, y string
+		if i < len(g) {
+			x = g[i]
+		}
+		if i < len(w) {
+			y = w[i]
+		}
+		if x != y {
+			fmt.Fprintf(&b, " got %s\nwant %s\n", x, y)
+		}
+	}
+	return b.String()
+}
+
+// TestCommands gives the real ipset and this one the same command lines.
+// In testdata/commands a line that begins with "<" is standard input (\n for a
+// new line) for the next one.
+func TestCommands(t *testing.T) {
+	k := newReal(t)
+	text, err := os.ReadFile("testdata/commands")
+	if err != nil {
+		t.Fatal(err)
+	}
+	sets := ipset.New(nil)
+	input, n := "", 0
+	for i, line := range strings.Split(string(text), "\n") {
+		if in, ok := strings.CutPrefix(line, "<"); ok {
+			input = strings.ReplaceAll(in, `\n`, "\n")
+			continue
+		}
+		if line == "" || line[0] == '#' {
+			continue
+		}
+		n++
+		args := shell(line)
+		want, got := k.run(t, input, args...), ours(sets, input, args...)
+		if !slices.Contains(args, "-s") {
+			want, got = want.plain(), got.plain()
+		} else {
+			for _, r := range []*result{&want, &got} {
+				r.out = memory.ReplaceAllString(initval.ReplaceAllString(r.out, "initval${1}X"), "${1}N")
+			}
+		}
+		input = ""
+		if got != want {
+			t.Errorf("line %d: ipset %s\n%s", i+1, line, diff(got, want))
+		}
+	}
+	t.Logf("%d commands", n)
+}
