@@ -218,13 +218,37 @@ var refusals = []struct {
 	{"not text", "a = \"\xff\"", []string{`1:5: invalid UTF-8 byte: 0xff`}},
 	{"unknown keys, all of them", "[router]\nworker = 1\n[nonsense]\n[[interface]]\nname = \"a\"\nmut = 3\n  [interface.host]\n  adresses = []", []string{
 		"2:1: unknown key worker; did you mean workers?",
-		"3:1: unknown key nonsense; known here: control, dns, interface, ip6tables, iptables, proxy, publish, route, router, rule, service, sysctl",
+		"3:1: unknown key nonsense; known here: control, dns, interface, ip6tables, iptables, proxy, publish, route, router, rule, service, set, sysctl",
 		"6:1: unknown key mut; did you mean mtu?",
 		"8:3: unknown key adresses; did you mean addresses?",
 	}},
 	{"not in this build", "[control]\n\n[[set]]\nname = \"x\"\n[[interface]]\nname = \"a\"\ntype = \"veth\"", []string{
-		"3:1: set: sluice has no sets; write the addresses as rules, a user-defined chain can hold them",
+		`3:1: set "x": no set type "": bitmap:ip bitmap:ip,mac bitmap:port hash:ip hash:mac hash:ip,mac hash:net hash:net,net hash:ip,port hash:net,port hash:ip,port,ip hash:ip,port,net hash:ip,mark hash:net,port,net hash:net,iface list:set`,
 		`7:8: no interface type "veth": "tun", "uplink", "packet" or "pcap"`,
+	}},
+	{"sets", `[[set]]
+name = "a"
+type = "hash:net"
+timeout = 5
+entries = ["10.0.0.0/8", "10.1.0.0/16 nomatch", "x.invalid/3", "11.0.0.0/8"]
+[[set]]
+name = "a"
+type = "hash:ip"
+[[set]]
+name = "b"
+type = "hash:ip"
+netmask = 33
+[[set]]
+name = "c"
+type = "list:set"
+entries = ["a", "nope"]
+[iptables.filter]
+rules = ["-A INPUT -m set --match-set a src -j ACCEPT", "-A INPUT -m set --match-set gone src -j ACCEPT"]`, []string{
+		`5:49: set "a": cannot parse x.invalid: resolving to IPv4 address failed`,
+		`7:8: set "a" is already defined at line 1`,
+		`9:1: set "b": netmask is out of the inclusive range of 1-32`,
+		`16:17: set "c": Set to be added/deleted/tested as element does not exist.`,
+		`18:91: Set gone doesn't exist.`,
 	}},
 	{"http", "[control]\nhttp = \"localhost:1\"\ntls_key = \"x\"", []string{
 		"1:1: control: tls_cert and tls_key come together",

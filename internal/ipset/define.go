@@ -37,6 +37,13 @@ func (d *Definition) Make(sets *ipset.Sets) (*ipset.Set, error) {
 	case strings.ContainsAny(d.Name, " \t\n\"\\"):
 		return nil, fail(fmt.Errorf("the name %q has a character that would need quotes", d.Name))
 	}
+	if ipset.TypeNamed(d.Type) == nil {
+		var names []string
+		for _, t := range ipset.Types() {
+			names = append(names, t.Name)
+		}
+		return nil, fail(fmt.Errorf("no set type %q: %s", d.Type, strings.Join(names, " ")))
+	}
 	t, opt, err := parseCreate(d.Type, d.Options)
 	if err != nil {
 		return nil, fail(err)

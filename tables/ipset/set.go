@@ -387,7 +387,7 @@ func (s *Set) AddPrefix(p netip.Prefix, timeout time.Duration) error {
 	}
 	var x Ext
 	if timeout > 0 {
-		x = Ext{HasTimeout: true, Timeout: uint32(min((timeout+time.Second-1)/time.Second, MaxTimeout))}
+		x = Ext{HasTimeout: true, Timeout: seconds(timeout)}
 	}
 	return s.Add(&e, &x, true)
 }
@@ -409,6 +409,29 @@ func (s *Set) Contains(a netip.Addr) bool {
 	}
 	ok, err := s.Test(&e)
 	return ok && err == nil
+}
+
+// AddPort is AddPrefix for a set of type hash:ip,port or hash:net,port: with a
+// protocol and a port of it.
+func (s *Set) AddPort(p netip.Prefix, proto uint8, port uint16, timeout time.Duration) error {
+	if len(s.typ.dims) != 2 || s.typ.dims[0] > dimNet || s.typ.dims[1] != dimPort {
+		return ErrTypeMismatch
+	}
+	if p.Addr().Unmap().Is4() != (s.opt.Family == packet.IPv4) {
+		return ErrInvalidFamily
+	}
+	e := elemOf(p)
+	e.Proto, e.Port = proto, port
+	var x Ext
+	if timeout > 0 {
+		x = Ext{HasTimeout: true, Timeout: seconds(timeout)}
+	}
+	return s.Add(&e, &x, true)
+}
+
+// seconds rounds a time up.
+func seconds(d time.Duration) uint32 {
+	return uint32(min((d+time.Second-1)/time.Second, MaxTimeout))
 }
 
 func (s *Set) plain(p netip.Prefix) (Elem, error) {
