@@ -14,36 +14,35 @@ import (
 // A worker's *Entry is good until the Worker's next End.
 type Entry struct {
 	// First line: what every packet of the flow reads or writes.
-	claim  atomic.Uint32 // 1 while somebody changes what is not atomic
-	status atomic.Uint32
-	mark   atomic.Uint32
-	events atomic.Uint32 // cached event bits, delivered at Confirm
-	expiry atomic.Int64  // ns on the table's clock; before confirm a duration; on free lists the stamp
-	orig   Tuple
-
-	// Second line.
-	reply   Tuple
+	claim   atomic.Uint32 // 1 while somebody changes what is not atomic
+	status  atomic.Uint32
+	mark    atomic.Uint32
+	events  atomic.Uint32    // cached event bits, delivered at Confirm
+	expiry  atomic.Int64     // ns on the table's clock; before confirm a duration; on free lists the stamp
+	Cache   [2]atomic.Uint64 // what the router remembers of each direction
+	helper  uint8            // 1-based index into the table's helpers
+	mhelper uint8            // the master's helper, which outlives the master
+	policy  uint8            // 1-based index into the table's timeout policies
+	flags   uint8            // entry* below
+	masqIf  atomic.Uint32    // outgoing interface of a masqueraded flow
+	ext     atomic.Uint32    // index in the extension slab
+	gen     atomic.Uint32    // counts the uses of this index
 	secmark atomic.Uint32
-	gen     atomic.Uint32 // counts the uses of this index
-	master  uint32        // index of the connection that expected this one
+	evMask  uint16 // events wanted (0: all)
+	_       [2]byte
+
+	// Second line and the next words.
+	orig, reply Tuple
+
+	// The protocol's state.
+	tcp tcpState
+
+	// What some flows use.
+	master  uint32 // index of the connection that expected this one
 	mastGen uint32
-	ext     atomic.Uint32 // index in the extension slab
-	helper  uint8         // 1-based index into the table's helpers
-	mhelper uint8         // the master's helper, which outlives the master
-	policy  uint8         // 1-based index into the table's timeout policies
-	flags   uint8         // entry* below
-
-	// Third line: the protocol's state.
-	tcp    tcpState
-	evMask uint16 // events wanted (0: all)
-	_      [2]byte
-
-	// Fourth line: what some flows use.
+	NAT     [3]atomic.Uint32
 	packets [2]atomic.Uint64
 	bytes   [2]atomic.Uint64
-	masqIf  atomic.Uint32 // outgoing interface of a masqueraded flow
-	NAT     [3]atomic.Uint32
-	Cache   [2]atomic.Uint64 // remembered rule walks, one for each direction
 }
 
 var _ = [1]byte{}[unsafe.Sizeof(Entry{})-256]

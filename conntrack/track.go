@@ -16,6 +16,9 @@ func (w *Worker) Track(p *packet.Packet, hook uint8) bool {
 	case p.CtInfo != packet.CtNone && p.CtInfo != packet.CtInvalid:
 		return true
 	}
+	if w.early.set {
+		return w.takeEarly(p)
+	}
 	tmpl := w.template(p)
 	p.Ct, p.CtInfo = 0, packet.CtInvalid
 	if p.Flags&packet.LaterFragment != 0 || p.Family == packet.IPv6 && (p.Proto == packet.ProtoNone || p.Flags&packet.BadHeaders != 0 && packet.Extension(p.Proto)) {
@@ -53,13 +56,22 @@ func (w *Worker) Track(p *packet.Packet, hook uint8) bool {
 			p.Ct, p.CtInfo = 0, packet.CtInvalid
 			continue
 		}
-		if p.CtInfo == packet.CtEstablishedReply && e.Status()&SeenReply == 0 && e.SetStatus(SeenReply)&SeenReply == 0 {
-			e.Event(EventReply)
-		}
+		w.replied(p, e)
 		return true
 	}
 	w.stat(statInvalid)
 	return true
+}
+
+// takeEarly ends what TrackHit began.
+func (w *Worker) takeEarly(p *packet.Packet) bool {
+	x := w.early
+	w.early.set = false
+	p.Ct, p.CtInfo = x.ct, x.info
+	if !x.pass {
+		p.Reason = x.reason
+	}
+	return x.pass
 }
 
 // resolve finds the connection or makes an unconfirmed one. ok false: drop.
@@ -81,17 +93,7 @@ func (w *Worker) resolve(p *packet.Packet, tmpl *Template) (*Entry, uint32, bool
 		}
 		d = Original
 	}
-	p.Ct = idx
-	switch st := e.Status(); {
-	case d == Reply:
-		p.CtInfo = packet.CtEstablishedReply
-	case st&SeenReply != 0:
-		p.CtInfo = packet.CtEstablished
-	case st&Expected != 0:
-		p.CtInfo = packet.CtRelated
-	default:
-		p.CtInfo = packet.CtNew
-	}
+	p.Ct, p.CtInfo = idx, e.Info(d)
 	return e, idx, true
 }
 
@@ -282,16 +284,7 @@ func (w *Worker) resolveClash(p *packet.Packet, e *Entry, idx uint32, x *Entry, 
 		}
 		w.drop(e, idx)
 		p.Ct = xi
-		switch st := x.Status(); {
-		case xd == Reply:
-			p.CtInfo = packet.CtEstablishedReply
-		case st&SeenReply != 0:
-			p.CtInfo = packet.CtEstablished
-		case st&Expected != 0:
-			p.CtInfo = packet.CtRelated
-		default:
-			p.CtInfo = packet.CtNew
-		}
+		p.CtInfo = x.Info(xd)
 		w.stat(statClashResolve)
 		return true
 	}

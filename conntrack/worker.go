@@ -24,6 +24,7 @@ type Worker struct {
 	why    string   // what was wrong with the last invalid packet
 	user   bool     // a user's request is being carried out
 	marked Template // a template whose zone is a packet's mark
+	early  early    // of the packet at hand
 	_      [64]byte
 }
 

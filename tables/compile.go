@@ -68,17 +68,17 @@ type opx struct {
 	src, srcMask, dst, dstMask [2]uint64 // IPv6
 	in, inMask, out, outMask   [2]uint64
 	preds                      []Pred
+	looks                      []Depends // of preds, one by one
 	target                     TargetFunc
+	targetLooks                Depends
 }
 
 // code is a chain's compiled form, with what linking has to know of its rules.
 type code struct {
-	ops     []op
-	edges   []edge
-	depends Depends // what all its rules together depend on
-	once    bool    // some rule is not repeatable
-	upto    int     // rules that checkChain has passed …
-	hooks   int     // … for this set of hooks; -1: none
+	ops   []op
+	edges []edge
+	upto  int // rules that checkChain has passed …
+	hooks int // … for this set of hooks; -1: none
 }
 
 // edge is a jump or goto to another chain; rule is the first one that makes it.
@@ -169,6 +169,7 @@ func (e *Engine) compileRule(r *Rule) (err error) {
 			return err
 		}
 		st.preds = append(st.preds, f)
+		st.looks = append(st.looks, m.Ext.Depends.looked())
 	}
 	if r.Target != nil {
 		r.Target.Args.Rule = r
@@ -176,7 +177,7 @@ func (e *Engine) compileRule(r *Rule) (err error) {
 		if err != nil {
 			return err
 		}
-		st.target = f
+		st.target, st.targetLooks = f, r.Target.Ext.Depends.looked()
 	}
 	st.compiled = true
 	return nil
@@ -186,7 +187,7 @@ func (e *Engine) compileRule(r *Rule) (err error) {
 func (t *Table) emit(r *Rule) op {
 	st := r.state
 	o := op{counter: st.id, checks: st.checks, ports: st.ports}
-	x := &opx{preds: st.preds, target: st.target}
+	x := &opx{preds: st.preds, looks: st.looks, target: st.target, targetLooks: st.targetLooks}
 	need := len(st.preds) > 0 || st.target != nil
 	if len(st.preds) > 0 {
 		o.checks |= ckPreds
@@ -306,21 +307,9 @@ func (e *Engine) compileChain(t *Table, c *Chain) error {
 			r.state.id = e.counters.alloc()
 			e.fresh = append(e.fresh, r)
 		}
-		d, once := r.depends()
-		k.depends, k.once = k.depends|d, k.once || once
 		k.ops = append(k.ops, t.emit(r))
 	}
 	return nil
-}
-
-func (r *Rule) depends() (d Depends, once bool) {
-	for _, m := range r.Matches {
-		d, once = d|m.Ext.Depends, once || m.Ext.Depends == 0
-	}
-	if r.Target != nil {
-		d, once = d|r.Target.Ext.Depends, once || r.Target.Ext.Depends == 0
-	}
-	return d, once
 }
 
 // checkChain makes the kernel's checks of a chain's rules for the hooks that it

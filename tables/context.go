@@ -1,6 +1,7 @@
 package tables
 
 import (
+	"sync/atomic"
 	"time"
 
 	"sluice/conntrack"
@@ -40,7 +41,65 @@ type Context struct {
 	// The packet is valid during the call only.
 	Log func(prefix string, level, flags uint8, p *packet.Packet)
 
+	// Trail, if set, is told what walks do.
+	Trail *Trail
+	// What the preds and targets of this packet's walks looked at; whoever
+	// records resets it.
+	Looked Looked
+
 	stack []frame
+}
+
+// Trail collects the counters that a packet's walks moved, in order. One that
+// got longer than its Counters can hold is Long and of no use.
+type Trail struct {
+	Counters []uint32
+	Long     bool
+}
+
+func (t *Trail) add(counter uint32) {
+	if n := len(t.Counters); n < cap(t.Counters) {
+		t.Counters = t.Counters[:n+1]
+		t.Counters[n] = counter
+	} else {
+		t.Long = true
+	}
+}
+
+// Looked is what a packet's walks have looked at besides the flow's tuple, the
+// hook and the interfaces.
+type Looked struct {
+	Depends  Depends
+	TCPFlags uint8  // bits of the TCP flags
+	MinLen   uint32 // with DependsLength: lengths in this range, in bytes, get the same answers
+	MaxLen   uint32
+}
+
+// Begin makes l what a walk has looked at that has not begun.
+func (l *Looked) Begin() { *l = Looked{MaxLen: 1<<32 - 1} }
+
+// Repeatable reports whether a packet of the same flow for which all that was
+// looked at is the same would go the same way.
+func (l *Looked) Repeatable() bool { return l.Depends&notRepeatable == 0 }
+
+// NotRepeatable says that the walk at hand must not be remembered.
+func (c *Context) NotRepeatable() { c.Looked.Depends |= notRepeatable }
+
+// LookFlags says that the answer depends on these TCP flags.
+func (c *Context) LookFlags(mask uint8) { c.Looked.TCPFlags |= mask }
+
+// LookLength says that the answer is the same for all lengths from lo to hi as
+// for n, or as outside of that range if n is not in it.
+func (c *Context) LookLength(n, lo, hi uint32) {
+	l := &c.Looked
+	switch {
+	case n < lo:
+		l.MaxLen = min(l.MaxLen, lo-1)
+	case n > hi:
+		l.MinLen = max(l.MinLen, hi+1)
+	default:
+		l.MinLen, l.MaxLen = max(l.MinLen, lo), min(l.MaxLen, hi)
+	}
 }
 
 // Flags of LOG, with the kernel's values (linux/netfilter/nf_log.h).
@@ -65,6 +124,9 @@ type Env struct {
 	// worker, and returns when all have run: the only way to read or zero
 	// counters. nil: there are no workers.
 	DoWorkers func(f func(c *Context))
+	// SetGeneration counts the changes of all sets' members that answers of
+	// DependsSets rest on.
+	SetGeneration atomic.Uint64
 }
 
 // Routes is what rules ask of routing and addresses. Its methods are called on

@@ -71,11 +71,21 @@ const (
 	DependsCtState                      // conntrack state and direction
 	DependsCtStatus                     // conntrack status bits
 	DependsCtMark                       // connection mark, labels, secmark
-	DependsL4Header                     // transport header fields beyond the ports (TCP flags, options)
+	DependsL4Header                     // transport header fields beyond the ports (options, ICMP types): not repeatable
 	DependsRoutes                       // routes and addresses
-	DependsSets                         // generation of a set
+	DependsSets                         // members of sets: Env.SetGeneration counts their changes
 	DependsOwner                        // the local socket
+
+	notRepeatable Depends = 1 << 31
 )
+
+// looked is d as a walk collects it: what is not declared is not repeatable.
+func (d Depends) looked() Depends {
+	if d == 0 || d&DependsL4Header != 0 {
+		return d | notRepeatable
+	}
+	return d
+}
 
 // Match is a match extension. One value per name and family set; see the
 // package documentation for how one is written.
@@ -105,6 +115,9 @@ type Match struct {
 	// syscall.Errno that it wraps (see Refuse), with its text as detail.
 	Check   func(a *Args, at *Place) error
 	Compile func(a *Args, env *Env) (Pred, error)
+	// Depends is what the answer depends on. A Pred whose answer does not hold
+	// for the flow's next packets for another reason says so with
+	// Context.NotRepeatable; one that looks at TCP flags, with Context.LookFlags.
 	Depends Depends
 
 	// Ports gives a simpler equal form: see PortRange. It is used instead of the
@@ -137,6 +150,9 @@ type Target struct {
 	List    func(a *Args, numeric bool) string
 	Check   func(a *Args, at *Place) error
 	Compile func(a *Args, env *Env) (TargetFunc, error)
+	// Depends is as a Match's; besides, a target may declare something only if
+	// all it changes is the packet's mark, priority, TOS, TTL and labels and the
+	// connection's mark and labels, and these in the same way each time.
 	Depends Depends
 }
 

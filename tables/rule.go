@@ -75,13 +75,15 @@ type Rule struct {
 // ruleState is what outlives edits: the counter and the compiled extensions
 // (limit, recent … keep their state in those closures).
 type ruleState struct {
-	id       uint32 // counter id; 0: not yet committed
-	preds    []Pred
-	target   TargetFunc
-	checks   uint32 // inline checks that matches became
-	ports    ports
-	leave    []func() // what Rule.OnRemove was given
-	compiled bool
+	id          uint32 // counter id; 0: not yet committed
+	preds       []Pred
+	looks       []Depends
+	target      TargetFunc
+	targetLooks Depends
+	checks      uint32 // inline checks that matches became
+	ports       ports
+	leave       []func() // what Rule.OnRemove was given
+	compiled    bool
 }
 
 // end is called once the rule is in no ruleset any more.

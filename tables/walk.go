@@ -103,7 +103,8 @@ func (o *op) match(k *key, c *Context, p *packet.Packet) bool {
 		}
 	}
 	if ck&ckPreds != 0 {
-		for _, f := range o.x.preds {
+		for i, f := range o.x.preds {
+			c.Looked.Depends |= o.x.looks[i]
 			if !f(c, p) {
 				return false
 			}
@@ -159,6 +160,9 @@ func (pr *Program) Run(c *Context, t TableID, p *packet.Packet) hooks.Verdict {
 		n := &c.Counters[o.counter]
 		n.Packets++
 		n.Bytes += size
+		if c.Trail != nil {
+			c.Trail.add(o.counter)
+		}
 		if c.Hotdrop { // an inverted match that found the packet malformed
 			if o.kind == opTarget {
 				o.x.target(c, p)
@@ -177,6 +181,7 @@ func (pr *Program) Run(c *Context, t TableID, p *packet.Packet) hooks.Verdict {
 			cur, next = pr.chains[o.jump], 0
 			continue
 		case opTarget:
+			c.Looked.Depends |= o.x.targetLooks
 			res = o.x.target(c, p)
 		case opContinue:
 			continue
@@ -215,6 +220,9 @@ func (b *base) end(c *Context, t TableID, p *packet.Packet, size uint64) hooks.V
 	n := &c.Counters[b.counter]
 	n.Packets++
 	n.Bytes += size
+	if c.Trail != nil {
+		c.Trail.add(b.counter)
+	}
 	if b.policy == VerdictAccept {
 		return hooks.Accept
 	}

@@ -194,6 +194,7 @@ func (m *ctMatch) match(c *tables.Context, p *packet.Packet) bool {
 		return false
 	}
 	if m.expire.Set {
+		c.NotRepeatable()
 		left := uint64(0) // of a connection that is not in the table yet
 		if e.Status()&conntrack.Confirmed != 0 {
 			left = uint64(e.Timeout(p.Now)) / 1e9

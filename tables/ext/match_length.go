@@ -24,8 +24,9 @@ var matchLength = &tables.Match{
 	Compile: func(a *tables.Args, _ *tables.Env) (tables.Pred, error) {
 		lo, hi := a.Range("length")
 		not := a.Not("length")
-		return func(_ *tables.Context, p *packet.Packet) bool {
+		return func(c *tables.Context, p *packet.Packet) bool {
 			n := uint64(p.Len())
+			c.LookLength(uint32(n), uint32(lo), uint32(hi))
 			return (n >= lo && n <= hi) != not
 		}, nil
 	},

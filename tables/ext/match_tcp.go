@@ -141,7 +141,7 @@ var matchTCP = &tables.Match{
 	Ports: func(a *tables.Args) (s, d tables.PortRange, ok bool) {
 		return portRange(a.Get("sport")), portRange(a.Get("dport")), !a.Has("tcp-option") && !a.Has("tcp-flags")
 	},
-	Depends: tables.DependsL4Header,
+	Depends: tables.DependsNothing, // and on the flags and options that the Pred names
 	Compile: func(a *tables.Args, _ *tables.Env) (tables.Pred, error) {
 		sp, dp := portRange(a.Get("sport")), portRange(a.Get("dport"))
 		flags, option := *a.Get("tcp-flags"), *a.Get("tcp-option")
@@ -153,12 +153,16 @@ var matchTCP = &tables.Match{
 			if !sp.Has(p.SrcPort()) || !dp.Has(p.DstPort()) {
 				return false
 			}
-			if flags.Set && (p.TCPFlags()&mask == comp) == flags.Not {
-				return false
+			if flags.Set {
+				c.LookFlags(mask)
+				if (p.TCPFlags()&mask == comp) == flags.Not {
+					return false
+				}
 			}
 			if !option.Set {
 				return true
 			}
+			c.NotRepeatable()
 			has := hasTCPOption(c, p, uint8(option.Lo))
 			return has != option.Not && !c.Hotdrop
 		}, nil

@@ -12,9 +12,9 @@ var targetCHECKSUM = &tables.Target{
 	Options: []tables.Option{
 		{Name: "checksum-fill", Type: tables.Flag, Required: true, Doc: "compute and fill in the checksum"},
 	},
-	Tables:  tables.In(tables.Mangle),
-	Depends: tables.DependsNothing,
-	List:    func(*tables.Args, bool) string { return " CHECKSUM fill" },
+	Tables: tables.In(tables.Mangle),
+	// Depends is zero: it changes what is no header field.
+	List: func(*tables.Args, bool) string { return " CHECKSUM fill" },
 	Compile: func(*tables.Args, *tables.Env) (tables.TargetFunc, error) {
 		return func(_ *tables.Context, p *packet.Packet) tables.Result {
 			if p.GSO.Type == packet.GSONone && p.GSO.NeedsCsum {

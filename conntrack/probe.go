@@ -1,0 +1,135 @@
+package conntrack
+
+import (
+
+	"sluice/packet"
+)
+
+// Probe is a packet's connection, looked up ahead of Track. The router fills a
+// batch of them step by step, so that the cache misses of its packets overlap:
+// Aim at all, Seek all, then Hit one by one.
+type Probe struct {
+	tuple Tuple
+	hash  uint64
+	first *bucket
+	entry *Entry
+	idx   uint32
+	dir   Dir
+}
+
+// Aim reads p's tuple, in zone 0, and brings its bucket near. false: p has no
+// tuple.
+func (w *Worker) Aim(pr *Probe, p *packet.Packet) bool {
+	t := w.t
+	if !t.tuple(&pr.tuple, p, 0) {
+		return false
+	}
+	pr.hash = t.hashTuple(&pr.tuple)
+	st := t.state.Load()
+	pr.first = &st.buckets[pr.hash&st.mask]
+	return true
+}
+
+// Touch waits for nothing: it makes the processor fetch the bucket.
+func (pr *Probe) Touch() uint64 { return pr.first.head.Load() }
+
+// Seek notes which entry it may be, by its fingerprint, and brings that near.
+func (w *Worker) Seek(pr *Probe) {
+	pr.entry = nil
+	for i := range pr.first.place {
+		x := pr.first.place[i].Load()
+		if (x^pr.hash)&fingerprint == 0 && uint32(x) != 0 {
+			pr.entry, pr.idx, pr.dir = w.t.at(uint32(x)), uint32(x), placeDir(x)
+			return
+		}
+	}
+}
+
+// TouchEntry is Touch for what Seek found.
+func (pr *Probe) TouchEntry() uint32 {
+	if pr.entry == nil {
+		return 0
+	}
+	return pr.entry.status.Load() ^ uint32(pr.entry.orig.Src[0]) ^ uint32(pr.entry.tcp.lastDir)
+}
+
+// Hit is the confirmed connection that the probe's packet belongs to now, after
+// what earlier packets of the batch did; nil if there is none.
+func (w *Worker) Hit(pr *Probe) (*Entry, Dir) {
+	if e := pr.entry; e != nil && e.Tuple(pr.dir).equal(&pr.tuple) && Status(e.status.Load())&(Confirmed|Dying) == Confirmed && e.expiry.Load() > w.now {
+		return e, pr.dir
+	}
+	pr.entry, pr.idx, pr.dir = w.t.lookup(&pr.tuple, pr.hash, w.now)
+	return pr.entry, pr.dir
+}
+
+// Info is what p.CtInfo will be for a packet of e in direction d.
+func (e *Entry) Info(d Dir) packet.CtInfo {
+	switch st := e.Status(); {
+	case d == Reply:
+		return packet.CtEstablishedReply
+	case st&SeenReply != 0:
+		return packet.CtEstablished
+	case st&Expected != 0:
+		return packet.CtRelated
+	}
+	return packet.CtNew
+}
+
+// early is what TrackHit found of a packet that has to go the whole way; the
+// packet's Track takes it from here.
+type early struct {
+	set    bool
+	pass   bool
+	ct     uint32
+	info   packet.CtInfo
+	reason packet.Reason
+}
+
+// TrackHit is Track at PREROUTING for a packet whose connection Hit has just
+// found. false: p is as it was, and must go the whole way now, in which Track
+// does not do again what has been done.
+func (w *Worker) TrackHit(p *packet.Packet, pr *Probe) bool {
+	e := pr.entry
+	info := e.Info(pr.dir)
+	p.Ct, p.CtInfo = pr.idx, info
+	switch w.protocol(p, e, pr.idx, hookPrerouting) {
+	case resAccept:
+		w.replied(p, e)
+		return true
+	case resInvalid:
+		w.forget(p, e, pr.idx)
+		w.logInvalid(p)
+		w.early = early{set: true, pass: true, info: packet.CtInvalid}
+	case resDrop:
+		w.stat(statInvalid)
+		w.stat(statDrop)
+		w.early = early{set: true, info: packet.CtInvalid, reason: ReasonReopen}
+	}
+	p.Ct, p.CtInfo = 0, packet.CtNone
+	return false
+}
+
+// TrackLater undoes a TrackHit that was true, for a packet that has to go the
+// whole way after all.
+func (w *Worker) TrackLater(p *packet.Packet) {
+	w.early = early{set: true, pass: true, ct: p.Ct, info: p.CtInfo}
+	p.Ct, p.CtInfo = 0, packet.CtNone
+}
+
+// EndEarly drops what a packet did not take that ended before its Track.
+func (w *Worker) EndEarly() { w.early.set = false }
+
+// replied notes a connection's first answer.
+func (w *Worker) replied(p *packet.Packet, e *Entry) {
+	if p.CtInfo == packet.CtEstablishedReply && e.Status()&SeenReply == 0 && e.SetStatus(SeenReply)&SeenReply == 0 {
+		e.Event(EventReply)
+	}
+}
+
+// Pending reports whether events of e wait for Confirm.
+func (e *Entry) Pending() bool { return e.events.Load() != 0 }
+
+// Assisted reports whether Help has something to do with e's packets.
+func (e *Entry) Assisted() bool { return e.helper != 0 || e.Status()&SeqAdjust != 0 }
+
