@@ -1,7 +1,6 @@
 package conntrack
 
 import (
-
 	"sluice/packet"
 )
 
@@ -27,6 +26,7 @@ func (w *Worker) Aim(pr *Probe, p *packet.Packet) bool {
 	pr.hash = t.hashTuple(&pr.tuple)
 	st := t.state.Load()
 	pr.first = &st.buckets[pr.hash&st.mask]
+	pr.entry = nil
 	return true
 }
 
@@ -35,7 +35,6 @@ func (pr *Probe) Touch() uint64 { return pr.first.head.Load() }
 
 // Seek notes which entry it may be, by its fingerprint, and brings that near.
 func (w *Worker) Seek(pr *Probe) {
-	pr.entry = nil
 	for i := range pr.first.place {
 		x := pr.first.place[i].Load()
 		if (x^pr.hash)&fingerprint == 0 && uint32(x) != 0 {
@@ -132,4 +131,3 @@ func (e *Entry) Pending() bool { return e.events.Load() != 0 }
 
 // Assisted reports whether Help has something to do with e's packets.
 func (e *Entry) Assisted() bool { return e.helper != 0 || e.Status()&SeqAdjust != 0 }
-

@@ -59,6 +59,14 @@ func (n *NAT) rewrite(p *packet.Packet, e *conntrack.Entry, m Manip) bool {
 	return true
 }
 
+// Translate is Rewrite for a TCP or UDP packet of e, in direction d, that has
+// its ports, is no fragment and belongs to the connection itself.
+func Translate(p *packet.Packet, e *conntrack.Entry, m Manip, d conntrack.Dir) {
+	if e.Status()&statusBit(m, d) != 0 {
+		rewritePorts(p, e.Tuple(d.Other()), m)
+	}
+}
+
 // rewritePorts does for TCP and UDP what the packet's setters would do one by
 // one: one sum of all changes goes to the transport checksum. A partial checksum
 // covers the addresses alone, and not inverted.

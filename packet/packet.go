@@ -34,7 +34,7 @@ const (
 )
 
 // Flags of the decoded view.
-type Flags uint16
+type Flags uint32
 
 const (
 	// Fragment is set on any fragment, first ones included.
@@ -72,6 +72,8 @@ const (
 	// SystemSocket: of the router's own accord, through a socket that no program
 	// has, as Linux sends ICMP, and resets for closed ports over IPv4.
 	SystemSocket
+	// Parsed: Parse has been done, Reason is what it returned.
+	Parsed
 )
 
 // PktType is the link-level destination class, as `-m pkttype` sees it (linux/if_packet.h values).

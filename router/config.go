@@ -61,6 +61,9 @@ func (p Position) String() string {
 type RouterConfig struct {
 	Workers  int           `toml:"workers"`   // packet workers; 0: one per CPU
 	BusyPoll time.Duration `toml:"busy_poll"` // how long a worker spins before it sleeps; 0: it sleeps at once
+	// Forgetful: every packet takes the whole way through the rules; nothing that
+	// they decided is remembered with its connection.
+	Forgetful bool `toml:"forgetful"`
 }
 
 // ControlConfig is the table [control].

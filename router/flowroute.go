@@ -1,6 +1,8 @@
 package router
 
 import (
+	"slices"
+
 	"sluice/conntrack"
 	"sluice/netstack"
 	"sluice/packet"
@@ -8,7 +10,7 @@ import (
 
 // flowRoute is a routing decision that connections remember. Everything that
 // the decision depended on besides the flow's addresses is in it, or in the
-// worker's routeTag.
+// worker's tag (memory).
 type flowRoute struct {
 	in     *packet.Iface
 	mark   uint32
@@ -31,8 +33,7 @@ func ofFlow(p *packet.Packet) bool {
 	return false
 }
 
-// recallRoute takes the routing decision from p's connection: a direction's
-// word in the flow table holds the worker's routeTag and an index in its list.
+// recallRoute takes the routing decision from p's connection.
 func (w *worker) recallRoute(p *packet.Packet) bool {
 	if !ofFlow(p) || p.Flags&packet.Options != 0 {
 		return false
@@ -41,11 +42,11 @@ func (w *worker) recallRoute(p *packet.Packet) bool {
 	if e == nil {
 		return false
 	}
-	word := e.Cache[conntrack.PacketDir(p)].Load()
-	if uint32(word>>32) != w.routeTag {
+	i, ok := w.mem.routeOf(e.Cache[conntrack.PacketDir(p)].Load())
+	if !ok {
 		return false
 	}
-	r := &w.flowRoutes[uint32(word)]
+	r := &w.flowRoutes[i]
 	if r.in != p.In || r.mark != p.Mark || r.tos != p.TOS() {
 		return false
 	}
@@ -69,16 +70,15 @@ func (w *worker) rememberRoute(p *packet.Packet, rt *netstack.Route) {
 	if r.onLink {
 		r.ref.NextHop = [16]byte{}
 	}
-	for i := range w.flowRoutes {
-		if w.flowRoutes[i] == r {
-			e.Cache[conntrack.PacketDir(p)].Store(uint64(w.routeTag)<<32 | uint64(i))
+	i := slices.Index(w.flowRoutes, r)
+	if i < 0 {
+		if len(w.flowRoutes) == maxFlowRoutes {
 			return
 		}
-	}
-	if len(w.flowRoutes) < maxFlowRoutes {
-		e.Cache[conntrack.PacketDir(p)].Store(uint64(w.routeTag)<<32 | uint64(len(w.flowRoutes)))
+		i = len(w.flowRoutes)
 		w.flowRoutes = append(w.flowRoutes, r)
 	}
+	e.Cache[conntrack.PacketDir(p)].Store(w.mem.routeWord(uint32(i)))
 }
 
 // loadRoutes takes the routing state of a burst; when it is another one, what
@@ -90,8 +90,5 @@ func (w *worker) loadRoutes() {
 		return
 	}
 	w.fib, w.confGen = s, gen
-	w.flowRoutes = w.flowRoutes[:0]
-	// Tags differ between workers, whose lists differ, and are never 0, which an empty word has.
-	w.routeEpoch = w.routeEpoch%(1<<24-1) + 1
-	w.routeTag = w.routeEpoch<<8 | uint32(w.id&0xff)
+	w.forget()
 }

@@ -81,6 +81,25 @@ func (b *bound) forRules(w *worker, f int, h hooks.Hook, stages []hooks.Stage, p
 	return stages, passed
 }
 
+// passedBy lists, for each stage that forRules makes, the counters that are
+// moved before it.
+func (b *bound) passedBy(w *worker, f int, h hooks.Hook) (out [][]uint32) {
+	var ids []uint32
+	for _, s := range b.rows {
+		if s.table != noTable {
+			if n, ok := w.prog[f].Passes(s.table, h); ok {
+				ids = append(ids, n)
+				continue
+			}
+		}
+		out, ids = append(out, ids), nil
+	}
+	if len(ids) > 0 {
+		out = append(out, ids)
+	}
+	return out
+}
+
 // PrintOrder writes the stages of all hooks, one hook a line.
 func PrintOrder(out io.Writer) {
 	for h := hooks.Hook(0); h < hooks.NumHooks; h++ {

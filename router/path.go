@@ -18,15 +18,65 @@ func (w *worker) receive(p *packet.Packet) {
 	if !w.prerouting(p) {
 		w.countDrop(p)
 	}
+	if w.learn.on {
+		w.giveUp(p)
+	}
+	w.ct.EndEarly()
 	// What the router made because of p (an ICMP error, a reset) may hold p's
 	// unconfirmed connection: it goes out before that is released.
 	w.settle()
 	w.ct.Release(p)
 }
 
+// receiveAll is receive for a batch. What packets of known connections need is
+// looked up ahead, step by step for all of them: so the memory accesses of one
+// packet do not wait for those of another.
+func (w *worker) receiveAll(ps []*packet.Packet) {
+	var aimed [batchSize]bool
+	if w.remember {
+		for i, p := range ps {
+			p.Reason = p.Parse()
+			p.Flags |= packet.Parsed
+			aimed[i] = p.Reason == 0 && mayRemember(p) && w.ct.Aim(&w.probes[i], p)
+		}
+		if len(ps) > 1 {
+			w.touch(aimed[:len(ps)])
+		}
+	}
+	for i, p := range ps {
+		if !aimed[i] || !w.recall(p, &w.probes[i]) {
+			w.receive(p)
+		}
+	}
+}
+
+// touch brings near what the probes of a batch will look at: buckets, then entries.
+func (w *worker) touch(aimed []bool) {
+	x := uint64(0)
+	for i, ok := range aimed {
+		if ok {
+			x ^= w.probes[i].Touch()
+		}
+	}
+	for i, ok := range aimed {
+		if ok {
+			w.ct.Seek(&w.probes[i])
+		}
+	}
+	for i, ok := range aimed {
+		if ok {
+			x ^= uint64(w.probes[i].TouchEntry())
+		}
+	}
+	w.sink = x
+}
+
 func (w *worker) prerouting(p *packet.Packet) bool {
 	if p.Flags&packet.Loopback == 0 {
-		if p.Reason = p.Parse(); p.Reason != 0 {
+		if p.Flags&packet.Parsed == 0 {
+			p.Reason = p.Parse()
+		}
+		if p.Reason != 0 {
 			w.parameterProblem(p)
 			return false
 		}
@@ -42,11 +92,20 @@ func (w *worker) run(h hooks.Hook, p *packet.Packet) (done, ok bool) {
 	if w.rec != nil {
 		return w.runRecorded(h, p)
 	}
-	switch hooks.Run(w.stages[family(p)][h], p) {
+	var v hooks.Verdict
+	if w.learn.on {
+		v = w.runNoted(h, p)
+	} else {
+		v = hooks.Run(w.stages[family(p)][h], p)
+	}
+	switch v {
 	case hooks.Accept:
 		return false, true
 	case hooks.Stolen:
 		return true, true
+	}
+	if w.learn.on && h == hooks.Forward {
+		w.learned(p, p.Reason)
 	}
 	return true, false
 }
@@ -255,12 +314,18 @@ func (w *worker) postrouting(p *packet.Packet) bool {
 	mtu := mtuOf(p)
 	if p.GSO.Type != packet.GSONone {
 		if p.SegmentLen() <= mtu {
+			if w.learn.on {
+				w.learned(p, 0)
+			}
 			return w.transmit(p)
 		}
 		return w.segment(p, mtu)
 	}
 	if p.NeedsFragmenting(mtu) {
 		return w.fragment(p, mtu)
+	}
+	if w.learn.on {
+		w.learned(p, 0)
 	}
 	return w.transmit(p)
 }

@@ -34,7 +34,7 @@ func (r *Router) reloadable(cfg *Config) error {
 	defer r.mu.Unlock()
 	switch {
 	case cfg.Router != r.cfg.Router:
-		return errors.New("[router] has changed: workers and busy_poll are set when sluice starts; restart it")
+		return errors.New("[router] has changed: workers, busy_poll and forgetful are set when sluice starts; restart it")
 	case cfg.Control != r.cfg.Control:
 		return errors.New("[control] has changed: the socket is made when sluice starts; restart it")
 	}

@@ -76,6 +76,7 @@ type Router struct {
 	uplinkNames atomic.Pointer[[]string]
 
 	closed    atomic.Bool
+	forgetful atomic.Bool // workers remember no walks
 	replaying atomic.Bool
 	replayed  atomic.Int64 // the clock of a replay, ns
 	recorded  atomic.Int64 // when the first packet of a replay was recorded, Unix time in ns; else 0
@@ -123,6 +124,7 @@ func New(cfg *Config, opt Options) (*Router, error) {
 		lost: make(chan *link, 64), stopping: make(chan struct{}),
 		busyPoll: cfg.Router.BusyPoll,
 	}
+	r.forgetful.Store(cfg.Router.Forgetful)
 	r.fib = netstack.NewFIB(s)
 	r.lo = r.fib.Loopback()
 	r.ct = conntrack.New(s, conntrack.Options{Clock: r.clock})
@@ -134,7 +136,10 @@ func New(cfg *Config, opt Options) (*Router, error) {
 	r.knobs = newKnobs(s)
 	for f, fam := range families {
 		r.envs[f] = &tables.Env{CT: r.ct, NAT: r.nat, Sysctl: s, Routes: routes{r}, Sets: r.sets, Wall: r.timeOfDay, DoWorkers: func(run func(*tables.Context)) {
-			r.eachWorker(func(w *worker) { run(&w.ctx[f]) })
+			r.eachWorker(func(w *worker) {
+				w.spread()
+				run(&w.ctx[f])
+			})
 		}}
 		r.engines[f] = tables.NewEngine(fam, r.envs[f])
 	}

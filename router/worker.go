@@ -33,17 +33,22 @@ type worker struct {
 	id  int
 	now int64 // the burst's clock, ns since the router started
 
-	ct     *conntrack.Worker
-	bound  [hooks.NumHooks]bound
-	stages [2][hooks.NumHooks][]hooks.Stage    // by family, for the rules in force
-	passed [2][hooks.NumHooks][]*hooks.Counter // what stages refers to
-	prog   [2]*tables.Program
-	ctx    [2]tables.Context
-	fib    *netstack.Snapshot // of this burst
+	ct        *conntrack.Worker
+	bound     [hooks.NumHooks]bound
+	stages    [2][hooks.NumHooks][]hooks.Stage    // by family, for the rules in force
+	passed    [2][hooks.NumHooks][]*hooks.Counter // what stages refers to
+	passedIDs [2][hooks.NumHooks][][]uint32       // the same counters, by stage
+	prog      [2]*tables.Program
+	ctx       [2]tables.Context
+	fib       *netstack.Snapshot // of this burst
 
-	confGen              uint64 // of this burst
-	flowRoutes           []flowRoute
-	routeTag, routeEpoch uint32
+	confGen    uint64 // of this burst
+	flowRoutes []flowRoute
+	remember   bool // in this burst
+	mem        memory
+	learn      lesson // from the packet at hand
+	probes     [batchSize]conntrack.Probe
+	sink       uint64 // keeps what touches memory from being optimised away
 
 	ports   []*port // by interface index; nil: none
 	uplinks []*port // those of ports that are uplinks
@@ -115,6 +120,8 @@ func newWorker(r *Router, id int) (*worker, error) {
 		*p = *packet.New()
 		w.batch = append(w.batch, p)
 	}
+	w.learn.trail.Counters = make([]uint32, 0, maxTrail)
+	w.learn.scratch = packet.New()
 	w.load()
 	var err error
 	if w.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
@@ -179,6 +186,7 @@ func (w *worker) loop() {
 func (w *worker) begin(now int64) {
 	w.now = now
 	w.watching = w.r.watches.Load()
+	w.remember = !w.r.forgetful.Load()
 	w.ct.Begin(now)
 	w.loadRoutes()
 	w.load()
@@ -193,10 +201,14 @@ func (w *worker) end() {
 func (w *worker) load() {
 	for f, e := range w.r.engines {
 		if pr := e.Program(); pr != w.prog[f] {
+			if w.prog[f] != nil {
+				w.forget()
+			}
 			w.prog[f] = pr
 			w.ctx[f].Prepare(pr)
 			for h := range hooks.NumHooks {
 				w.stages[f][h], w.passed[f][h] = w.bound[h].forRules(w, f, h, w.stages[f][h][:0], w.passed[f][h][:0])
+				w.passedIDs[f][h] = w.bound[h].passedBy(w, f, h)
 			}
 		}
 	}
@@ -269,11 +281,13 @@ func (w *worker) burst(d *port, ps []*packet.Packet) {
 		d.rxPackets++
 		d.rxBytes += uint64(p.Len())
 		p.In, p.Now, p.Worker = d.iface, w.now, uint16(w.id)
-		if w.watching != nil {
+	}
+	if w.watching != nil {
+		for _, p := range ps {
 			w.receiveWatched(p)
-			continue
 		}
-		w.receive(p)
+	} else {
+		w.receiveAll(ps)
 	}
 	w.packets += uint64(len(ps))
 	w.flush()

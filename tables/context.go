@@ -57,7 +57,8 @@ type Trail struct {
 	Long     bool
 }
 
-func (t *Trail) add(counter uint32) {
+// Add is called with each counter that moves.
+func (t *Trail) Add(counter uint32) {
 	if n := len(t.Counters); n < cap(t.Counters) {
 		t.Counters = t.Counters[:n+1]
 		t.Counters[n] = counter
@@ -125,8 +126,8 @@ type Env struct {
 	// counters. nil: there are no workers.
 	DoWorkers func(f func(c *Context))
 	// SetGeneration counts the changes of all sets' members that answers of
-	// DependsSets rest on.
-	SetGeneration atomic.Uint64
+	// DependsSets rest on; nil: there are no sets.
+	SetGeneration *atomic.Uint64
 }
 
 // Routes is what rules ask of routing and addresses. Its methods are called on

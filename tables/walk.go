@@ -161,7 +161,7 @@ func (pr *Program) Run(c *Context, t TableID, p *packet.Packet) hooks.Verdict {
 		n.Packets++
 		n.Bytes += size
 		if c.Trail != nil {
-			c.Trail.add(o.counter)
+			c.Trail.Add(o.counter)
 		}
 		if c.Hotdrop { // an inverted match that found the packet malformed
 			if o.kind == opTarget {
@@ -221,7 +221,7 @@ func (b *base) end(c *Context, t TableID, p *packet.Packet, size uint64) hooks.V
 	n.Packets++
 	n.Bytes += size
 	if c.Trail != nil {
-		c.Trail.add(b.counter)
+		c.Trail.Add(b.counter)
 	}
 	if b.policy == VerdictAccept {
 		return hooks.Accept

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -237,7 +238,22 @@ func (t *transitRun) first(c transit) error {
 		t.r.Step(q)
 	}
 	t.sent += uint64(c.flows)
-	return t.expect(t.sent)
+	if err := t.expect(t.sent); err != nil {
+		return err
+	}
+	_, err := t.all() // now they are established
+	return err
+}
+
+// all sends every frame there is once.
+func (t *transitRun) all() (n int, err error) {
+	for _, q := range slices.Concat(t.lan.queues, t.wan.queues) {
+		q.left = len(q.frames) / frameLen
+		n += q.left
+	}
+	t.step()
+	t.sent += uint64(n)
+	return n, t.expect(t.sent)
 }
 
 func (t *transitRun) Do(n int) (time.Duration, error) {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"regexp"
+	"slices"
 	"strings"
 
 	"sluice/packet"
@@ -13,10 +14,12 @@ import (
 // same seed.
 type generator struct {
 	*rand.Rand
-	v6    bool
-	flows []*genFlow
-	lines []string
-	n     int // in lines so far
+	v6      bool
+	flows   []*genFlow
+	lines   []string
+	n       int      // in lines so far
+	edits   []string // commands to give between packets, if any
+	transit bool     // nothing is sent to or by the router's own sockets
 }
 
 func newGenerator(seed uint64) *generator {
@@ -46,7 +49,11 @@ func (g *generator) scenario(net []string) *scenario {
 	for range 1 + g.IntN(4) {
 		g.flows = append(g.flows, g.flow())
 	}
-	for range 3 + g.IntN(20) {
+	events := 3 + g.IntN(20)
+	if len(g.edits) > 0 {
+		events *= 3
+	}
+	for range events {
 		g.event()
 	}
 	if err := s.parseFrames(g.lines); err != nil {
@@ -236,7 +243,11 @@ func (g *generator) target(table, hook string, users []string) string {
 		return pickOne(g, mark, mark, mark, connmark, connmark, " -j TOS --set-tos 0x10/0xff", " -j DSCP --set-dscp 0x0a",
 			" -j "+hl+pickOne(g, "-set 64", "-dec 1", "-inc 5", "-dec 63", "-set 1"), " -j DROP", " -j ACCEPT")
 	case "nat":
-		return g.nat(hook)
+		n := g.nat(hook)
+		for g.transit && (strings.Contains(n, "REDIRECT") || strings.Contains(n, g.f("10.1.0.1", "fd01::1"))) {
+			n = g.nat(hook)
+		}
+		return n
 	case "filter":
 		if hook == "OUTPUT" && g.chance(20) {
 			return " -m owner" + g.not() + pickOne(g, " --uid-owner 0", " --gid-owner 0", " --socket-exists") + " -j ACCEPT"
@@ -303,6 +314,9 @@ func (g *generator) flow() *genFlow {
 	if f.src == f.dst {
 		return g.flow() // a connection that is its own reply
 	}
+	if g.transit && slices.Contains([]string{"10.1.0.1", "fd01::1", "10.2.0.1", "fd02::1", "10.2.0.7", "fd02::7", "fd01::ff"}, f.dst) {
+		return g.flow()
+	}
 	f.sport, f.dport = pickOne(g, 5000, 5001, 500, 40000), pickOne(g, 53, 80, 9, 5000)
 	return f
 }
@@ -361,11 +375,15 @@ func (g *generator) size() string {
 }
 
 func (g *generator) event() {
+	if len(g.edits) > 0 && g.chance(5) {
+		g.lines = append(g.lines, "do "+pickOne(g, g.edits...))
+		return
+	}
 	f := pickOne(g, g.flows...)
 	switch {
 	case g.chance(2):
 		g.lines = append(g.lines, "do conntrack "+pickOne(g, "-F", "-D -p udp", "-D -p tcp -f "+g.f("ipv4", "ipv6"), "-U -s "+g.f("10.1.0.2", "fd01::2")+" -m 1"))
-	case g.chance(6):
+	case g.chance(6) && !g.transit:
 		g.send()
 	case len(f.sent) == 0 || g.chance(35) && f.sport < 20000 || f.sport == 40000:
 		g.client(f)
