@@ -32,6 +32,9 @@ type Options struct {
 	Ready   func()       // called by Run once every interface is up
 	// ResolvConf is where [dns] finds the host's resolvers; "": /etc/resolv.conf
 	ResolvConf string
+	// Clock is the monotonic clock, ns since the router was made; nil: the
+	// machine's. It may be called from any goroutine.
+	Clock func() int64
 	// Open opens an interface, with the number that packets name it by. With it a
 	// program brings links of its own. nil, or no link and no error: as the
 	// interface's type says.
@@ -183,6 +186,9 @@ func New(cfg *Config, opt Options) (*Router, error) {
 func (r *Router) clock() int64 {
 	if r.replaying.Load() {
 		return r.replayed.Load()
+	}
+	if r.opt.Clock != nil {
+		return r.opt.Clock()
 	}
 	return int64(time.Since(r.started))
 }

@@ -37,6 +37,8 @@ type WorkerStatus struct {
 	Bursts  uint64  `json:"bursts"`
 	Packets uint64  `json:"packets"`
 	Busy    float64 `json:"busy_seconds"` // in which it did not wait for packets
+	// Recalled packets went the way that their connections remembered.
+	Recalled uint64 `json:"recalled_packets"`
 }
 
 // InterfaceStatus is one interface. State is "up", or "gone" after its device was removed.
@@ -121,7 +123,7 @@ func (r *Router) Status() *Status {
 	r.eachWorker(func(w *worker) {
 		mu.Lock()
 		defer mu.Unlock()
-		s.Workers = append(s.Workers, WorkerStatus{w.id, w.batches, w.packets, float64(max(now-w.waited, 0)) / 1e9})
+		s.Workers = append(s.Workers, WorkerStatus{w.id, w.batches, w.packets, float64(max(now-w.waited, 0)) / 1e9, w.mem.recalled})
 		s.Forwarded += w.forwarded
 		s.Delivered += w.delivered
 		s.ICMPErrors += w.icmpSent

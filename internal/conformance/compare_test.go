@@ -70,6 +70,8 @@ type compare struct {
 	s    *scenario
 	k    side
 	ours []*contender
+
+	before func() // if set, called before each step
 }
 
 // contender is one of ours, with what has become of it so far.
@@ -116,6 +118,9 @@ func (c *compare) run() {
 		cp := *st
 		cp.out = nil
 		steps = append(steps, &cp)
+		if c.before != nil {
+			c.before()
+		}
 		kt, ok := expand(cp.text, kouts)
 		var ko []sent
 		var kf []sending

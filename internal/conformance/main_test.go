@@ -42,7 +42,7 @@ func variants(offload bool) (out []variant) {
 		return []variant{{workers: 1, offload: offload}, {workers: 2, offload: offload}}
 	}
 	for _, workers := range []int{1, 2} {
-		out = append(out, variant{workers: workers, offload: offload})
+		out = append(out, variant{workers: workers, offload: offload}, variant{workers: workers, offload: offload, forget: true})
 	}
 	return out
 }

@@ -21,8 +21,9 @@ import (
 // the same in all of them.
 type variant struct {
 	workers int
-	offload bool // the devices take super-packets
-	forget  bool // connections do not remember decisions
+	offload bool         // the devices take super-packets
+	forget  bool         // connections do not remember decisions
+	clock   func() int64 // nil: the machine's
 }
 
 func (v variant) String() string {
@@ -111,9 +112,9 @@ func newOurSide(t testing.TB, s *scenario, v variant) *ourSide {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg.Router.Workers = v.workers
+	cfg.Router.Workers, cfg.Router.Forgetful = v.workers, v.forget
 	x := &ourSide{t: t, v: v, links: map[string]*memLink{}}
-	x.r, err = router.New(cfg, router.Options{Open: func(c *router.InterfaceConfig, index int) (netstack.Link, error) {
+	x.r, err = router.New(cfg, router.Options{Clock: v.clock, Open: func(c *router.InterfaceConfig, index int) (netstack.Link, error) {
 		l := &memLink{iface: packet.NewIface(index, c.Name, c.MTU), offload: v.offload, scratch: packet.New()}
 		for range v.workers {
 			l.queues = append(l.queues, memQueue{memLink: l})
