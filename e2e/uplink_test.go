@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"strings"
 	"syscall"
@@ -59,7 +60,7 @@ rules = ["-A FORWARD -i exec0 -o uplink0 -p tcp -m conntrack --ctstate NEW", "-A
 `)
 	l.Need("curl", "ping", "iperf3", "nc")
 	for _, at := range []string{"203.0.113.1", "[2001:db8:1::1]"} {
-		say(host, at+":80", "HTTP/1.0 200 OK\r\n\r\nhello\n")
+		site(t, host, at+":80", "hello\n")
 		echo(host, at+":7")
 		if out := client.Must("curl", "-sS", "-g", "--max-time", "10", "http://"+at+"/"); out != "hello\n" {
 			t.Errorf("curl http://%s/: %q", at, out)
@@ -193,6 +194,14 @@ rules = ["-A FORWARD -i uplink0 -o exec0 -p tcp --dport 81 -j DROP"]
 	}
 }
 
+// site is a web server with one text.
+func site(t *testing.T, ns *lab.NS, addr, text string) {
+	t.Helper()
+	s := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, text) })}
+	go s.Serve(ns.Listen(addr))
+	t.Cleanup(func() { s.Close() })
+}
+
 // zone serves records over UDP and TCP in a namespace.
 func zone(t *testing.T, ns *lab.NS, addr string, records ...string) {
 	t.Helper()
@@ -237,7 +246,7 @@ func TestUplinkConfig(t *testing.T) {
 		t.Errorf("an unknown name:\n%s", out)
 	}
 	for _, at := range []string{"203.0.113.1:80", "[2001:db8:1::1]:80", "203.0.113.1:25"} {
-		say(host, at, "HTTP/1.0 200 OK\r\n\r\nhello\n")
+		site(t, host, at, "hello\n")
 	}
 	for _, url := range []string{"http://203.0.113.1/", "http://[2001:db8:1::1]/"} {
 		if out := client.Must("curl", "-sS", "-g", "--max-time", "10", url); out != "hello\n" {
@@ -281,7 +290,7 @@ type   = "http"
 rules = ["-A OUTPUT -o uplink0 -m owner --uid-owner 65534 --gid-owner 65533 -j ACCEPT", "-A OUTPUT -o uplink0 -p tcp -j REJECT --reject-with tcp-reset"]
 `)
 	l.Need("curl", "setpriv")
-	say(host, "203.0.113.1:80", "HTTP/1.0 200 OK\r\n\r\nhello\n")
+	site(t, host, "203.0.113.1:80", "hello\n")
 	for _, s := range []string{"socks.sock", "http.sock"} {
 		if err := os.Chmod(l.Dir+"/"+s, 0o666); err != nil {
 			t.Fatal(err)

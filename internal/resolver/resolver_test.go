@@ -40,13 +40,20 @@ func newUpstream(t *testing.T, records ...string) *upstream {
 		k := strings.ToLower(rr.Header().Name) + dns.TypeToString[rr.Header().Rrtype]
 		u.zone[k] = append(u.zone[k], rr)
 	}
-	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	var pc net.PacketConn
+	var ln net.Listener
+	for range 100 { // a port that both are free at
+		var err error
+		if pc, err = net.ListenPacket("udp", "127.0.0.1:0"); err != nil {
+			t.Fatal(err)
+		}
+		if ln, err = net.Listen("tcp", pc.LocalAddr().String()); err == nil {
+			break
+		}
+		pc.Close()
 	}
-	ln, err := net.Listen("tcp", pc.LocalAddr().String())
-	if err != nil {
-		t.Fatal(err)
+	if ln == nil {
+		t.Fatal("no port is free for both TCP and UDP")
 	}
 	u.addr = netip.MustParseAddrPort(pc.LocalAddr().String())
 	for _, s := range []*dns.Server{{PacketConn: pc, Handler: u}, {Listener: ln, Handler: u}} {
