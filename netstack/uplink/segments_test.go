@@ -166,6 +166,9 @@ func TestOverlaps(t *testing.T) {
 				if p == nil {
 					break
 				}
+				if p.DstPort() != sport {
+					continue
+				}
 				if p.TCPFlags()&packet.TCPRst != 0 {
 					t.Fatalf("round %d: reset at %d", round, taken)
 				}
