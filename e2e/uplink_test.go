@@ -314,3 +314,79 @@ rules = ["-A OUTPUT -o uplink0 -m owner --uid-owner 65534 --gid-owner 65533 -j A
 		t.Errorf("the rule has met %d packets", n)
 	}
 }
+
+// TestAllowList: what names on the list resolve to can be reached, as long as
+// the answer holds, and nothing else.
+func TestAllowList(t *testing.T) {
+	t.Parallel()
+	l, host, client, r := hostBed(t, uplinkConfig+`
+[dns]
+listen  = ["10.0.2.1:53"]
+servers = ["203.0.113.1"]
+allow   = ["good.test:80", "*.wild.test", "203.0.113.5:22"]
+grace   = "2s"
+strict  = true
+[iptables.filter]
+rules = [
+  "-A FORWARD -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT",
+  "-A FORWARD -o uplink0 -m set --match-set allowed dst -j ACCEPT",
+  "-A FORWARD -o uplink0 -m set --match-set allowed-port dst,dst -j ACCEPT",
+  '-A FORWARD -o uplink0 -j LOG --log-prefix "denied: "',
+  "-A FORWARD -o uplink0 -j REJECT",
+]
+`)
+	l.Need("curl", "dig")
+	for _, a := range []string{"203.0.113.2/32", "203.0.113.3/32", "203.0.113.4/32", "203.0.113.5/32"} {
+		host.Must("ip", "addr", "add", a, "dev", "lo")
+	}
+	zone(t, host, "203.0.113.1:53", "good.test. 1 IN A 203.0.113.2", "a.wild.test. 300 IN A 203.0.113.3", "bad.test. 300 IN A 203.0.113.4")
+	for _, at := range []string{"203.0.113.2:80", "203.0.113.2:81", "203.0.113.3:80", "203.0.113.3:81", "203.0.113.4:80", "203.0.113.5:22"} {
+		site(t, host, at, "hello\n")
+	}
+	refused(t, client, "203.0.113.2:80", syscall.ECONNREFUSED) // nobody has asked yet
+	lookup := func(name, want string) {
+		t.Helper()
+		if out := client.Must("dig", "@10.0.2.1", "+time=5", name); !strings.Contains(out, want) {
+			t.Errorf("%s is not %s:\n%s", name, want, out)
+		}
+	}
+	lookup("bad.test", "REFUSED")
+	lookup("good.test", "203.0.113.2")
+	lookup("a.wild.test", "203.0.113.3")
+	get := func(addr, name string) (string, error) {
+		return client.Run("curl", "-sS", "--max-time", "10", "-H", "Host: "+name, "http://"+addr+"/")
+	}
+	for _, c := range [][2]string{{"203.0.113.2:80", "good.test"}, {"203.0.113.3:80", "a.wild.test"}, {"203.0.113.3:81", "anything"}, {"203.0.113.5:22", "x"}} {
+		if c[0] == "203.0.113.2:80" {
+			lookup("good.test", "203.0.113.2")
+		}
+		if out, err := get(c[0], c[1]); err != nil || out != "hello\n" {
+			t.Errorf("%s at %s: %v, %q", c[1], c[0], err, out)
+		}
+	}
+	// An allowed address with a name that is not: the connection ends.
+	if out, err := get("203.0.113.3:80", "bad.test"); err == nil {
+		t.Errorf("a denied name at an allowed address says %q", out)
+	}
+	refused(t, client, "203.0.113.2:81", syscall.ECONNREFUSED)
+	refused(t, client, "203.0.113.4:80", syscall.ECONNREFUSED)
+	refused(t, client, "203.0.113.5:80", syscall.ECONNREFUSED)
+	r.Expect("name refused", deadline)
+	r.Expect("connection denied", deadline)
+	// A connection that is there outlives its name.
+	lookup("good.test", "203.0.113.2")
+	c, err := client.Dial("tcp", "203.0.113.2:80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(3 * deadline))
+	l.Eventually(deadline, "the address to be forgotten", func() bool {
+		return !strings.Contains(r.Must("ipset", "list", "allowed-port"), "203.0.113.2")
+	})
+	refused(t, client, "203.0.113.2:80", syscall.ECONNREFUSED)
+	io.WriteString(c, "GET / HTTP/1.0\r\nHost: good.test\r\n\r\n")
+	if got, err := io.ReadAll(c); err != nil || !strings.HasSuffix(string(got), "hello\n") {
+		t.Errorf("the connection that was there: %q, %v", got, err)
+	}
+}

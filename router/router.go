@@ -117,6 +117,7 @@ type link struct {
 // New makes a router from a configuration: devices are opened, rules loaded,
 // and nothing is moving yet. On an error nothing is left behind.
 func New(cfg *Config, opt Options) (*Router, error) {
+	cfg = cfg.Complete()
 	if opt.Log == nil {
 		opt.Log = slog.New(slog.DiscardHandler)
 	}

@@ -37,6 +37,7 @@ func (c *checker) check() {
 	c.dns()
 	c.proxies()
 	c.sysctls()
+	*c.cfg = *c.cfg.Complete()
 	c.sets()
 	c.rulesets()
 }

@@ -221,7 +221,7 @@ func (r *Resolver) learn(name string, a *dns.Msg, listed bool, cfg *Config) erro
 	return nil
 }
 
-// pin asks for a pin, unless there is one that lasts as long.
+// pin asks for a pin, never a shorter one than there is.
 func (r *Resolver) pin(p netip.Prefix, port uint16, ttl time.Duration) error {
 	if r.pins == nil {
 		return nil
@@ -236,8 +236,9 @@ func (r *Resolver) pin(p netip.Prefix, port uint16, ttl time.Duration) error {
 	}
 	k := pin{p, port}
 	r.mu.Lock()
-	old := r.pinned[k]
-	if old.Before(until) {
+	if old := r.pinned[k]; old.After(until) { // another name's answer holds longer
+		ttl = old.Sub(now)
+	} else {
 		r.pinned[k] = until
 		if len(r.pinned) > cacheEntries {
 			for k, t := range r.pinned {
@@ -248,8 +249,8 @@ func (r *Resolver) pin(p netip.Prefix, port uint16, ttl time.Duration) error {
 		}
 	}
 	r.mu.Unlock()
-	if !old.Before(until) {
-		return nil
+	if ttl > 24*365*time.Hour {
+		ttl = 0
 	}
 	return r.pins.Pin(p, port, ttl)
 }
