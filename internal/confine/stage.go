@@ -202,7 +202,7 @@ func look(name string) (string, error) {
 		return name, nil
 	}
 	if name == "" {
-		return "", fs.ErrNotExist
+		return "", syscall.ENOENT
 	}
 	path, set := os.LookupEnv("PATH")
 	if !set {
