@@ -258,5 +258,11 @@ func (l *LocalRings) Get(worker int, p *packet.Packet) bool {
 // wake it; false, and there are packets to get first.
 func (l *LocalRings) Arm(worker int) bool { return l.rings[worker].arm() }
 
+// Disarm takes Arm back: the worker is awake, for whatever reason.
+func (l *LocalRings) Disarm(worker int) { l.rings[worker].asleep.Store(false) }
+
+// Waiting says whether there is a packet for a worker.
+func (l *LocalRings) Waiting(worker int) bool { return !l.rings[worker].empty() }
+
 // Drops counts the packets that found a worker's ring full.
 func (l *LocalRings) Drops(worker int) uint64 { return l.rings[worker].drops.Load() }

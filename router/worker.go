@@ -144,21 +144,9 @@ func (w *worker) loop() {
 	defer runtime.UnlockOSThread()
 	defer close(w.exited)
 	events := make([]unix.EpollEvent, 64)
-	spin := w.r.busyPoll
 	more := false // a queue may have something to read, whatever epoll says
 	for !w.stop {
-		n, err := unix.EpollWait(w.epoll, events, 0)
-		if n <= 0 {
-			// Nothing there: spin if asked to, then sleep outside the bracket.
-			since := w.r.clock()
-			for end := time.Now().Add(spin); spin > 0 && n <= 0 && time.Now().Before(end); {
-				n, err = unix.EpollWait(w.epoll, events, 0)
-			}
-			if n <= 0 && !more && len(w.files) == 0 && w.r.rings.Arm(w.id) && w.commands.Load() == nil {
-				n, err = unix.EpollWait(w.epoll, events, -1)
-			}
-			w.waited += w.r.clock() - since
-		}
+		n, err := w.wait(events, !more && len(w.files) == 0)
 		if err != nil && err != unix.EINTR {
 			w.r.log.Error("epoll", "worker", w.id, "err", err)
 			time.Sleep(time.Millisecond) // a broken epoll must not eat the machine
@@ -180,6 +168,30 @@ func (w *worker) loop() {
 		w.end()
 		w.runCommands()
 	}
+}
+
+// wait looks for something to read. With nothing else to do, it spins first if
+// it is to, then sleeps; the flow table's brackets are closed meanwhile.
+func (w *worker) wait(events []unix.EpollEvent, idle bool) (n int, err error) {
+	if !idle {
+		return unix.EpollWait(w.epoll, events, 0)
+	}
+	since := w.r.clock()
+	defer func() { w.waited += w.r.clock() - since }()
+	for spin := int64(w.r.busyPoll); spin > 0; {
+		if n, err = unix.EpollWait(w.epoll, events, 0); n > 0 || w.r.rings.Waiting(w.id) || w.r.clock()-since > spin {
+			break
+		}
+	}
+	if n > 0 {
+		return n, err
+	}
+	if !w.r.rings.Arm(w.id) || w.commands.Load() != nil {
+		return 0, nil
+	}
+	n, err = unix.EpollWait(w.epoll, events, -1)
+	w.r.rings.Disarm(w.id)
+	return n, err
 }
 
 // begin opens a burst: its clock and its rulesets stay the same until end.

@@ -36,6 +36,8 @@ var Metrics = []Metric{
 	{"ping.p99", "ping, 99th percentile", "µs", true, 1},
 	{"rr", "TCP, 1 byte there and back, median", "µs", true, 1},
 	{"rr.p99", "TCP, 1 byte there and back, 99th percentile", "µs", true, 1},
+	{"local.in", "TCP to the router's own service", "Gbit/s", false, 2},
+	{"local.out", "TCP from the router's own service", "Gbit/s", false, 2},
 	{"conn", "TCP connections opened and closed", "1/s", false, 0},
 	{"conn.cpu", "CPU per connection, machine", "µs", true, 1},
 }

@@ -25,6 +25,7 @@ type Path struct {
 	router         *space // nil: none of its own
 	pid            int    // of the router's process; 0: the kernel
 	socket         string // of sluice
+	local          bool   // the router has services of its own
 	forget         func() error
 	sink           *sink
 }
@@ -185,12 +186,19 @@ offload = %v
   netns = %q
   addresses = ["%s/24"]
   routes = ["default via 198.51.100.1"]
+[[service]]
+type = "discard"
+listen = ["tcp://10.0.1.1:9"]
+[[service]]
+type = "chargen"
+listen = ["tcp://10.0.1.1:19"]
 [iptables]
 restore = [%q]
 %s`, workers, p.socket, offload, p.client.name, clientAddr, offload, p.server.name, serverAddr, restore, os.Getenv("SLUICE_BENCH_CONFIG")))
 		if err != nil {
 			return err
 		}
+		p.local = true
 		p.forget = func() error { return run(bin, "--socket", p.socket, "conntrack", "-F") }
 		p.pid, err = l.start("sluice: ready", bin, "run", "-c", cfg)
 		return err

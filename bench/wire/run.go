@@ -146,6 +146,16 @@ func (plan *Plan) measure(p *Path, rep *report.Report, round int) error {
 			rep.Add(p.Name, name+".dist", q, round, at(q))
 		}
 	}
+	for name, send := range map[string]bool{"local.in": true, "local.out": false} {
+		if !p.local || !plan.wants(name) {
+			continue
+		}
+		v, err := p.ours(plan.Time, send)
+		if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		add(name, v)
+	}
 	if plan.wants("conn") {
 		n, cpu, err := p.connections(plan.Time)
 		if err != nil {

@@ -84,7 +84,9 @@ func (p *Path) serve(l *lab) (err error) {
 }
 
 // dial connects a blocking socket from the client.
-func (p *Path) dial(port int) (fd int, err error) {
+func (p *Path) dial(port int) (fd int, err error) { return p.dialTo(serverAddr, port) }
+
+func (p *Path) dialTo(addr string, port int) (fd int, err error) {
 	err = p.client.h.Do(func() (err error) {
 		if fd, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0); err != nil {
 			return err
@@ -92,7 +94,7 @@ func (p *Path) dial(port int) (fd int, err error) {
 		unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_NODELAY, 1)
 		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &unix.Timeval{Sec: 5})
 		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 5})
-		if err = connect(fd, &unix.SockaddrInet4{Port: port, Addr: netip.MustParseAddr(serverAddr).As4()}); err != nil {
+		if err = connect(fd, &unix.SockaddrInet4{Port: port, Addr: netip.MustParseAddr(addr).As4()}); err != nil {
 			unix.Close(fd)
 		}
 		return err
@@ -263,6 +265,42 @@ type bulk struct {
 	bytes   float64
 	retrans float64
 	cpu     usage
+}
+
+// ours moves bytes to the router's own discard service, or from its chargen;
+// Gbit/s of payload.
+func (p *Path) ours(d time.Duration, send bool) (gbit float64, err error) {
+	port := 19
+	if send {
+		port = 9
+	}
+	fd, err := p.dialTo("10.0.1.1", port)
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Close(fd)
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	buf := make([]byte, 128<<10)
+	total, start := 0, time.Now()
+	for time.Since(start) < d {
+		n := 0
+		if send {
+			n, err = unix.Write(fd, buf)
+		} else {
+			n, err = read(fd, buf)
+		}
+		if err != nil && err != unix.EINTR {
+			return 0, err
+		}
+		total += max(n, 0)
+	}
+	if send { // what the router has acknowledged
+		if left, err := unix.IoctlGetInt(fd, unix.SIOCOUTQ); err == nil {
+			total -= left
+		}
+	}
+	return float64(total) * 8 / time.Since(start).Seconds() / 1e9, nil
 }
 
 // iperf runs iperf3 with so many flows.
