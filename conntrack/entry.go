@@ -29,7 +29,8 @@ type Entry struct {
 	gen     atomic.Uint32    // counts the uses of this index
 	secmark atomic.Uint32
 	evMask  uint16 // events wanted (0: all)
-	_       [2]byte
+	Home    uint8  // the worker that saw the first packet
+	_       [1]byte
 
 	// Second line and the next words.
 	orig, reply Tuple

@@ -160,6 +160,7 @@ func (w *Worker) init(e *Entry, orig, reply *Tuple) {
 	e.expiry.Store(0)
 	e.master, e.mastGen = 0, 0
 	e.helper, e.mhelper, e.policy, e.flags, e.evMask = 0, 0, 0, 0, 0
+	e.Home = uint8(w.id)
 	e.tcp = tcpState{}
 	e.masqIf.Store(0)
 	for i := range e.NAT {

@@ -15,8 +15,7 @@ type Link interface {
 	Iface() *packet.Iface
 	// Queues is the number of queues; each belongs to one worker.
 	Queues() int
-	// Queue is the i-th queue, i < Queues(), for one goroutine: each call gives a
-	// handle of its own, and handles of one queue may be used at the same time.
+	// Queue is the i-th queue, i < Queues().
 	Queue(i int) Queue
 	// SetMTU changes the MTU (bytes), on the device as well.
 	SetMTU(mtu int) error
@@ -50,6 +49,14 @@ type Prompter interface {
 	// Prompt says whether there is. After true, Read gives that, and then
 	// ErrAgain, without asking what FD stands for.
 	Prompt() bool
+}
+
+// Steered is a Link whose device hands a flow's packets to the queue that was
+// last written to with packets of that flow, as TUN devices do. Each call of
+// Queue gives a handle of its own, so that any worker may write to any queue.
+type Steered interface {
+	Link
+	Steered()
 }
 
 // Holder is a Queue that gains by sending several packets at once.

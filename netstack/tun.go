@@ -350,6 +350,9 @@ func (t *TUN) Iface() *packet.Iface { return t.iface.Load() }
 // Queues is the number of queues.
 func (t *TUN) Queues() int { return len(t.queues) }
 
+// Steered marks the link; see the interface.
+func (t *TUN) Steered() {}
+
 // Queue is a handle of the i-th queue.
 func (t *TUN) Queue(i int) Queue {
 	return newTUNQueue(t.queues[i], t.hdrLen, t.offload&tunFUSO4 != 0)

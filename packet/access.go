@@ -92,6 +92,23 @@ func (p *Packet) ID() uint16 {
 	return 0
 }
 
+// FlowHash mixes addresses, protocol and ports so that both directions of a flow
+// give the same; fragments of a packet do too.
+func (p *Packet) FlowHash() uint32 {
+	b := p.Buf[p.Off:]
+	var h uint64
+	if p.Family == IPv4 {
+		h = uint64(be.Uint32(b[12:]) ^ be.Uint32(b[16:]))
+	} else {
+		h = be.Uint64(b[8:]) ^ be.Uint64(b[24:]) ^ (be.Uint64(b[16:])^be.Uint64(b[32:]))*31
+	}
+	h ^= uint64(p.Proto) << 56
+	if p.Flags&(HasPorts|Fragment) == HasPorts {
+		h ^= uint64(be.Uint16(b[p.L4:])^be.Uint16(b[p.L4+2:])) << 32
+	}
+	return uint32((h ^ h>>33) * 0xff51afd7ed558ccd >> 33)
+}
+
 // FlowLabel is the IPv6 flow label; 0 for IPv4.
 func (p *Packet) FlowLabel() uint32 {
 	if p.Family == IPv6 {

@@ -368,3 +368,33 @@ func BenchmarkMerge(b *testing.B) {
 		})
 	}
 }
+
+// TestFlowHash: both directions give one value, other flows mostly another; a
+// packet's fragments give one value.
+func TestFlowHash(t *testing.T) {
+	hash := func(s string) uint32 {
+		b, err := packettest.Frame(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return parse(t, b).FlowHash()
+	}
+	for _, c := range [][2]string{
+		{"tcp 10.0.0.1:1000 > 9.9.9.9:80 A len=1", "tcp 9.9.9.9:80 > 10.0.0.1:1000 A len=7"},
+		{"udp [fd00::1]:1000 > [fd00::2]:80 len=1", "udp [fd00::2]:80 > [fd00::1]:1000 len=7"},
+		{"udp 10.0.0.1:1000 > 9.9.9.9:80 len=16 frag=0+ ipid=1", "udp 10.0.0.1:1000 > 9.9.9.9:80 len=16 frag=24 ipid=1"},
+	} {
+		if a, b := hash(c[0]), hash(c[1]); a != b {
+			t.Errorf("%s: %#x, %s: %#x", c[0], a, c[1], b)
+		}
+	}
+	seen, low := map[uint32]bool{}, [2]int{}
+	for port := 1000; port < 2000; port++ {
+		h := hash(fmt.Sprintf("udp 10.0.0.1:%d > 9.9.9.9:80 len=1", port))
+		seen[h] = true
+		low[h%2]++
+	}
+	if len(seen) < 990 || low[0] < 300 || low[1] < 300 {
+		t.Errorf("%d values of 1000, %v even and odd", len(seen), low)
+	}
+}

@@ -378,7 +378,7 @@ func (w *worker) segment(p *packet.Packet, mtu int) bool {
 // burst is flushed.
 func (w *worker) transmit(p *packet.Packet) bool {
 	d := w.port(p.Out)
-	if d == nil || d.hold == nil || !w.kept(p) {
+	if d == nil || len(d.hold) == 0 || !w.kept(p) {
 		return w.write(p)
 	}
 	if w.rec != nil {
@@ -386,7 +386,7 @@ func (w *worker) transmit(p *packet.Packet) bool {
 	}
 	d.txPackets++
 	d.txBytes += uint64(p.Len())
-	d.hold.Hold(p)
+	d.hold[w.way(d, p)].Hold(p)
 	return true
 }
 

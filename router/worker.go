@@ -90,8 +90,8 @@ type worker struct {
 // port is an interface as one worker uses it, with the counters of what that worker did.
 type port struct {
 	link  netstack.Link
-	queue netstack.Queue  // to write to
-	hold  netstack.Holder // the same, if it holds packets until Flush
+	out   []netstack.Queue  // to write to; see way
+	hold  []netstack.Holder // the same, if they hold packets until Flush
 	iface *packet.Iface
 	gone  bool
 
@@ -307,8 +307,14 @@ func (w *worker) burst(d *port, ps []*packet.Packet) {
 
 func (w *worker) flush() {
 	for _, d := range w.ports {
-		if d != nil && !d.gone {
-			if err := d.queue.Flush(); err == netstack.ErrGone {
+		if d == nil {
+			continue
+		}
+		for _, q := range d.out {
+			if d.gone {
+				break
+			}
+			if err := q.Flush(); err == netstack.ErrGone {
 				w.lose(d)
 			}
 		}
@@ -331,25 +337,31 @@ func (w *worker) plug(l *link) {
 		w.ports = append(w.ports, nil)
 	}
 	n := l.link.Queues()
-	d := &port{link: l.link, queue: l.link.Queue(w.id % n), iface: l.iface}
-	if h, ok := d.queue.(netstack.Holder); ok {
-		d.hold = h
-		h.OnLoss(func(p *packet.Packet) {
-			d.txPackets--
-			d.txBytes -= uint64(p.Len())
-			d.txErrors++
-			w.countDrop(p)
-		})
+	d := &port{link: l.link, iface: l.iface}
+	if _, ok := l.link.(netstack.Steered); ok {
+		for i := range n {
+			d.out = append(d.out, l.link.Queue(i))
+		}
+	} else {
+		d.out = append(d.out, l.link.Queue(w.id%n))
+	}
+	for _, q := range d.out {
+		if h, ok := q.(netstack.Holder); ok {
+			d.hold = append(d.hold, h)
+			h.OnLoss(func(p *packet.Packet) {
+				d.txPackets--
+				d.txBytes -= uint64(p.Len())
+				d.txErrors++
+				w.countDrop(p)
+			})
+		}
 	}
 	w.ports[l.iface.Index] = d
 	if _, ok := l.link.(*uplink.Link); ok {
 		w.uplinks = append(w.uplinks, d)
 	}
 	for i := w.id; i < n; i += len(w.r.workers) {
-		q := &reader{port: d, queue: d.queue, batch: batchSize}
-		if i != w.id%n {
-			q.queue = l.link.Queue(i)
-		}
+		q := &reader{port: d, queue: l.link.Queue(i), batch: batchSize}
 		q.prompt, _ = q.queue.(netstack.Prompter)
 		q.fd = q.queue.FD()
 		if q.fd < 0 {
@@ -394,6 +406,22 @@ func (w *worker) port(i *packet.Iface) *port {
 	return d
 }
 
+// way is the queue that p leaves by. A device with several queues hands what
+// answers p to the same one; so all of a connection's packets, both ways, go
+// through the queues of the worker that saw its first. If each worker wrote to
+// its own, two workers could push a flow to and fro between them for ever, and
+// its packets would overtake each other.
+func (w *worker) way(d *port, p *packet.Packet) int {
+	n := len(d.out)
+	if n == 1 {
+		return 0
+	}
+	if e := w.ct.Entry(p); e != nil {
+		return int(e.Home) % n
+	}
+	return int(p.FlowHash()) % n
+}
+
 // kept says that p's bytes stay until the burst has been flushed.
 func (w *worker) kept(p *packet.Packet) bool {
 	return uintptr(unsafe.Pointer(p))-uintptr(unsafe.Pointer(&w.frames)) < unsafe.Sizeof(w.frames)
@@ -401,7 +429,7 @@ func (w *worker) kept(p *packet.Packet) bool {
 
 func (d *port) send(w *worker, p *packet.Packet) bool {
 	n := p.Len()
-	switch err := d.queue.Write(p); err {
+	switch err := d.out[w.way(d, p)].Write(p); err {
 	case nil:
 		d.txPackets++
 		d.txBytes += uint64(n)
