@@ -208,7 +208,7 @@ func (w *worker) recall(p *packet.Packet, pr *conntrack.Probe) (done bool) {
 	if e.Pending() {
 		w.ct.Confirm(p)
 	}
-	p.Ct, p.CtInfo = 0, packet.CtNone
+	p.Ct, p.CtInfo, p.Home = 0, packet.CtNone, e.Home+1
 	w.forwarded++
 	if !w.transmit(p) {
 		w.countDrop(p)

@@ -416,6 +416,9 @@ func (w *worker) way(d *port, p *packet.Packet) int {
 	if n == 1 {
 		return 0
 	}
+	if p.Home != 0 {
+		return int(p.Home-1) % n
+	}
 	if e := w.ct.Entry(p); e != nil {
 		return int(e.Home) % n
 	}
