@@ -154,7 +154,7 @@ type Packet struct {
 	PktType  PktType
 	Reason   Reason // why it was dropped
 	Worker   uint16
-	Home     uint8 // 1 + the worker whose queues its connection uses; 0: as Ct says
+	Home     uint8  // 1 + the worker whose queues its connection uses; 0: as Ct says
 	UID, GID uint32 // of the local socket, if HasOwner
 	Now      int64  // the burst's clock: monotonic nanoseconds
 
