@@ -113,7 +113,7 @@ func newWorker(r *Router, id int) (*worker, error) {
 		w.bound[h] = bindAll(w, h)
 	}
 	for f := range w.ctx {
-		w.ctx[f] = tables.Context{Worker: id, CT: w.ct, NAT: r.nat, Env: r.envs[f], Output: w.queueOutput, Alloc: w.alloc, Free: w.free, ICMPError: w.icmpError, Log: w.logPacket}
+		w.ctx[f] = tables.Context{Worker: id, CT: w.ct, NAT: r.nat, Env: r.envs[f], Output: w.queueOutput, Alloc: w.alloc, Free: w.free, ICMPError: w.icmpError, Log: w.logPacket, LogLine: r.logs.add}
 	}
 	for i := range w.frames {
 		p := &w.frames[i]

@@ -46,6 +46,8 @@ type Context struct {
 	// What the preds and targets of this packet's walks looked at; whoever
 	// records resets it.
 	Looked Looked
+	// LogLine takes another line for the log, with its syslog level.
+	LogLine func(level uint8, line string)
 
 	stack []frame
 }
@@ -120,7 +122,7 @@ type Env struct {
 	Routes Routes
 	// Wall is the time of day when the packets' clock (ns) shows now; nil: time.Now.
 	Wall func(now int64) time.Time
-	Sets   *ipset.Sets // nil: rules that name a set are refused
+	Sets *ipset.Sets // nil: rules that name a set are refused
 	// DoWorkers runs f once for each worker, between two batches of that
 	// worker, and returns when all have run: the only way to read or zero
 	// counters. nil: there are no workers.

@@ -224,6 +224,13 @@ type Type interface {
 	Format(v *Value) string
 }
 
+// OptionalArg is a Type with no argument of its own that takes the next word, if
+// there is one that is no option; text is then that word, else "".
+type OptionalArg interface {
+	Type
+	Takes(word string) bool
+}
+
 // OptionContext is what a Type may know while it reads.
 type OptionContext struct {
 	Ext      string // extension's name

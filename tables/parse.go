@@ -501,6 +501,12 @@ func (ps *Parser) extOption(a *Args, i int, name, text string) error {
 		words = append(words, w)
 	}
 	oc := &OptionContext{Ext: a.Ext, Name: o.Name, Typed: name, Env: ps.Env, Family: a.Family, Proto: a.Proto, ProtoNot: a.ProtoNot, Args: a, Warn: ps.warn}
+	if t, ok := o.Type.(OptionalArg); ok {
+		if w, ok := ps.Peek(); ok && t.Takes(w) && !strings.HasPrefix(w, "-") && !strings.HasPrefix(w, "!") {
+			ps.pos++
+			words[0] = w
+		}
+	}
 	if err := o.Type.Parse(oc, words, &val); err != nil {
 		return err
 	}

@@ -55,9 +55,11 @@ func TestGarbage(t *testing.T) {
 					b.ctx.Hook = h
 				}
 			}
+			first := tables.NewEngine(s.family, b.env)
 			for _, text := range strings.Split(string(f.Data), "\n") {
 				l, ok := parseLine(text)
 				if !ok {
+					s.prepare(t, first, text)
 					continue
 				}
 				parsed, err := tables.ParseRule(Registry, s.family, s.table, s.chain, words(l.input))

@@ -107,6 +107,10 @@ func patternText(s string) string {
 	if printsAsHex(s) {
 		return fmt.Sprintf(`"|%x|"`, s)
 	}
+	return patternQuote(s)
+}
+
+func patternQuote(s string) string {
 	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s) + `"`
 }
 

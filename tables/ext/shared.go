@@ -88,6 +88,17 @@ func (s *shared[T]) take(rule *tables.Rule, env *tables.Env, family uint8, name 
 	return h, nil
 }
 
+// each calls f with the items of the router that ct belongs to.
+func (s *shared[T]) each(ct any, f func(*T)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for k, it := range s.items {
+		if k.router == ct {
+			f(it.state)
+		}
+	}
+}
+
 func (s *shared[T]) drop(key sharedKey) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

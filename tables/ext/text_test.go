@@ -33,7 +33,9 @@ var (
 //	list    what -nL prints after the addresses, " | ", what -L does
 //	refuse  what iptables-legacy says after "iptables: " where the kernel refuses
 //
-// A line that begins with "~" is sluice's own: there it differs on purpose.
+// A line that begins with "~" is sluice's own: there it differs on purpose. One
+// that begins with "$ " is a rule that has to be there, in chain PREROUTING of
+// table raw, for those behind it.
 type section struct {
 	kind   string
 	family uint8
@@ -64,7 +66,7 @@ type line struct {
 }
 
 func parseLine(text string) (l line, ok bool) {
-	if strings.TrimSpace(text) == "" {
+	if strings.TrimSpace(text) == "" || strings.HasPrefix(text, "$ ") {
 		return l, false
 	}
 	text, l.own = strings.CutPrefix(text, "~")
@@ -103,7 +105,7 @@ func words(s string) (out []string) {
 }
 
 // ours is what sluice says to one line.
-func (s section) ours(input string) string {
+func (s section) ours(t *testing.T, input string, before []string) string {
 	rules, err := tables.ParseRule(Registry, s.family, s.table, s.chain, words(input))
 	if err != nil {
 		var e *tables.Error
@@ -121,6 +123,9 @@ func (s section) ours(input string) string {
 		return strings.TrimPrefix(rules[0].ListExtras(true), " ") + " | " + strings.TrimPrefix(rules[0].ListExtras(false), " ")
 	case "refuse":
 		e := tables.NewEngine(s.family, &tables.Env{CT: conntrack.New(sysctl.NewSet(), conntrack.Options{})})
+		for _, text := range before {
+			s.prepare(t, e, text)
+		}
 		err := e.Commit(func(rs *tables.Ruleset) error { return rs.Table(s.table).Append(s.chain, rules[0]) })
 		var ee *tables.EditError
 		if !errors.As(err, &ee) {
@@ -135,8 +140,23 @@ func (s section) ours(input string) string {
 	return strings.Join(out, " ; ")
 }
 
-func (s section) check(t *testing.T, l line) {
-	got, want := s.ours(l.input), l.want
+// prepare adds a "$ " line's rule to e.
+func (s section) prepare(t *testing.T, e *tables.Engine, text string) {
+	spec, ok := strings.CutPrefix(text, "$ ")
+	if !ok {
+		return
+	}
+	rules, err := tables.ParseRule(Registry, s.family, tables.Raw, "PREROUTING", words(spec))
+	if err == nil {
+		err = e.Commit(func(rs *tables.Ruleset) error { return rs.Table(tables.Raw).Append("PREROUTING", rules[0]) })
+	}
+	if err != nil {
+		t.Errorf("%s: %v", text, err)
+	}
+}
+
+func (s section) check(t *testing.T, l line, before []string) {
+	got, want := s.ours(t, l.input, before), l.want
 	if s.kind == "reject" {
 		want = "! " + strings.ReplaceAll(want, `\n`, "\n")
 	}
@@ -162,9 +182,12 @@ func TestText(t *testing.T) {
 			}
 			for _, f := range a.Files {
 				s := parseSection(t, f.Name)
+				var before []string
 				for _, text := range strings.Split(string(f.Data), "\n") {
 					if l, ok := parseLine(text); ok {
-						s.check(t, l)
+						s.check(t, l, before)
+					} else {
+						before = append(before, text)
 					}
 				}
 			}
@@ -204,6 +227,14 @@ func TestSaveFixedPoint(t *testing.T) {
 			}
 		}
 	}
+}
+
+// programs are the family's iptables, of both kinds.
+func (s section) programs() []string {
+	if s.family == packet.IPv6 {
+		return []string{"ip6tables", "ip6tables-legacy"}
+	}
+	return []string{"iptables", "iptables-legacy"}
 }
 
 // theirs is what the real iptables says to one line, in a namespace of its own.
@@ -293,6 +324,11 @@ func compare(t *testing.T, name string) {
 		var out strings.Builder
 		for _, text := range strings.Split(strings.TrimSuffix(string(f.Data), "\n"), "\n") {
 			l, ok := parseLine(text)
+			if spec, ok := strings.CutPrefix(text, "$ "); ok {
+				for _, prog := range s.programs() {
+					exec.Command(prog, append([]string{"-t", "raw", "-A", "PREROUTING"}, words(spec)...)...).Run()
+				}
+			}
 			if !ok || l.own {
 				out.WriteString(text + "\n")
 				continue
@@ -308,6 +344,9 @@ func compare(t *testing.T, name string) {
 			out.WriteString(l.input + " | " + got + "\n")
 		}
 		f.Data = []byte(out.String())
+		for _, prog := range s.programs() {
+			exec.Command(prog, "-t", "raw", "-F").Run()
+		}
 	}
 	if *update {
 		if err := os.WriteFile(name, txtar.Format(a), 0o644); err != nil {
