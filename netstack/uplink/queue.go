@@ -27,7 +27,9 @@ type queue struct {
 	polled    bool // the sockets have been asked, and said no more
 	events    [64]unix.EpollEvent
 	timers    timers
-	clockSet  int64 // when clock goes off; 0: not set
+	acks      []*tcpConn // that owe an acknowledgement, the earliest first: all wait equally long
+	acksAt    int64      // when the first is due; 0: there is none
+	clockSet  int64      // when clock goes off; 0: not set
 	sweepAt   int64
 	listeners atomic.Pointer[map[int]conn] // by descriptor
 
@@ -253,6 +255,9 @@ func (q *queue) setClock() {
 	if len(q.timers) > 0 {
 		at = min(at, q.timers[0].at)
 	}
+	if q.acksAt != 0 {
+		at = min(at, q.acksAt)
+	}
 	if q.clockSet != 0 && q.clockSet <= at {
 		return
 	}
@@ -267,6 +272,9 @@ func (q *queue) tick() {
 	unix.Read(q.clock, b[:])
 	q.clockSet = 0
 	now := q.link.now()
+	if q.acksAt != 0 && q.acksAt <= now {
+		q.payAcks(now)
+	}
 	for len(q.timers) > 0 && q.timers[0].at <= now {
 		t := q.timers.pop()
 		f := t.conn.base()
@@ -304,6 +312,44 @@ func (q *queue) tick() {
 		}
 	}
 	q.setClock()
+}
+
+// ackLater notes that a connection (locked) owes an acknowledgement.
+func (q *queue) ackLater(c *tcpConn) {
+	c.ackAt = q.link.now() + ackDelay
+	if c.ackQueued {
+		return
+	}
+	c.ackQueued = true
+	q.acks = append(q.acks, c)
+	if q.acksAt == 0 {
+		q.acksAt = c.ackAt
+		q.setClock()
+	}
+}
+
+// payAcks has the connections acknowledge whose time has come.
+func (q *queue) payAcks(now int64) {
+	q.acksAt = 0
+	n := 0
+	for ; n < len(q.acks); n++ {
+		c := q.acks[n]
+		c.mu.Lock()
+		if at := c.ackAt; at > now && !c.dead {
+			c.mu.Unlock()
+			q.acksAt = at
+			break
+		}
+		c.ackQueued = false
+		if c.ackAt != 0 && !c.dead {
+			c.ackAt, c.needAck = 0, true
+			q.wake(c)
+		}
+		c.mu.Unlock()
+	}
+	rest := copy(q.acks, q.acks[n:])
+	clear(q.acks[rest:])
+	q.acks = q.acks[:rest]
 }
 
 // timer is an entry of a queue's timers.

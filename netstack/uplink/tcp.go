@@ -23,6 +23,8 @@ const (
 	retries  = 15 // net.ipv4.tcp_retries2
 	synTries = 6  // net.ipv4.tcp_syn_retries
 
+	ackDelay = int64(500 * time.Microsecond)
+
 	keepIdle   = int64(2 * time.Hour) // net.ipv4.tcp_keepalive_time; probes then go out with each sweep
 	keepProbes = 9                    // net.ipv4.tcp_keepalive_probes
 	sweepEvery = int64(75 * time.Second)
@@ -50,8 +52,11 @@ type tcpConn struct {
 	finIn       bool   // inside has sent its FIN
 	shut        bool   // and the host knows
 	needAck     bool
-	check       bool // pend is held until the Checker has seen enough
-	resetHost   bool // close with a RST
+	owed        int   // bytes taken and not acknowledged yet
+	ackAt       int64 // when they are, at the latest; 0: nothing is owed
+	ackQueued   bool  // in some queue's list of those
+	check       bool  // pend is held until the Checker has seen enough
+	resetHost   bool  // close with a RST
 
 	// From the host to inside.
 	iss, una, nxt, sent uint32 // sent: the highest nxt there was
@@ -297,7 +302,7 @@ func (c *tcpConn) segment(q *queue, p *packet.Packet) bool {
 	if !c.acked(q, ack, wnd, len(data) > 0 || flags&packet.TCPFin != 0, now) {
 		return lose(p, ReasonInvalid)
 	}
-	c.receive(seq, data, flags&packet.TCPFin != 0)
+	c.receive(q, seq, data, flags&packet.TCPFin != 0)
 	c.done()
 	return true
 }
@@ -414,22 +419,26 @@ func (c *tcpConn) sample(rtt int64) {
 
 // receive takes a segment's data. What lies before rcvNxt is there already,
 // what leaves a hole is not taken.
-func (c *tcpConn) receive(seq uint32, data []byte, fin bool) {
+func (c *tcpConn) receive(q *queue, seq uint32, data []byte, fin bool) {
 	if len(data) == 0 && !fin {
 		c.needAck = c.needAck || seq != c.rcvNxt // a keepalive or window probe
 		return
 	}
-	c.needAck = true
-	if before(c.rcvNxt, seq) || c.finIn {
-		return
-	}
 	skip := int(c.rcvNxt - seq)
-	if skip > len(data) || skip == len(data) && !fin {
+	if before(c.rcvNxt, seq) || c.finIn || skip > len(data) || skip == len(data) && !fin {
+		c.needAck = true
 		return
 	}
 	data = data[skip:]
 	n := c.deliver(data)
 	c.rcvNxt += uint32(n)
+	c.owed += n
+	// A short message may have its answer soon, and the acknowledgement goes with that.
+	if fin || skip > 0 || n < len(data) || c.pend.n > 0 || c.owed >= min(2*c.mss, 8192) {
+		c.needAck = true
+	} else if !c.needAck && c.ackAt == 0 {
+		q.ackLater(c)
+	}
 	if fin && n == len(data) {
 		c.rcvNxt++
 		c.finIn = true

@@ -249,7 +249,7 @@ func (c *tcpConn) header(p *packet.Packet, seq uint32, flags uint8, o []byte, n 
 		be.PutUint16(t[14:], uint16(room))
 	}
 	c.told = c.rcvNxt + uint32(room)
-	c.needAck = false
+	c.needAck, c.owed, c.ackAt = false, 0, 0
 	copy(t[20:], o)
 	c.partial(p, t, packet.ProtoTCP, 16)
 	if n > c.mss {
