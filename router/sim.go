@@ -1,6 +1,7 @@
 package router
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"time"
@@ -61,11 +62,7 @@ func NewSim(cfg *Config, log bool) (*Sim, error) {
 	r.watches.Store(&[]*Watch{})
 	s.w.do(func(w *worker) {
 		w.traceLog = log
-		w.traced = func(t *Trace) {
-			s.seq++
-			t.Seq = s.seq
-			s.got = append(s.got, t)
-		}
+		w.traced = func(t *Trace) { s.got = append(s.got, t) }
 	})
 	return s, nil
 }
@@ -132,7 +129,11 @@ func (s *Sim) do(f func(w *worker)) []*Trace {
 	s.r.settleLocal(s.w)
 	out := s.got
 	s.got = nil
+	// A redirect goes before the packet that it is about.
+	slices.SortFunc(out, func(a, b *Trace) int { return cmp.Compare(a.begun, b.begun) })
 	for _, t := range out {
+		s.seq++
+		t.Seq = s.seq
 		t.text()
 	}
 	return out

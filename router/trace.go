@@ -26,13 +26,14 @@ type Trace struct {
 	Verdict string      `json:"verdict"`          // one of the Verdict… words
 	Reason  string      `json:"reason,omitempty"` // of a drop
 	Doc     string      `json:"reason_doc,omitempty"`
-	Rule    *RuleRef    `json:"rule,omitempty"` // the rule that dropped or accepted it last
+	Rule    *RuleRef    `json:"rule,omitempty"` // the rule or policy that dropped it, else the one of table filter that let it pass
 	Out     []TraceSent `json:"out,omitempty"`
 	Lost    int         `json:"steps_lost,omitempty"` // beyond MaxTraceSteps
 
 	Frames []TraceFrame `json:"-"` // of a Watch with Frames
 	Time   int64        `json:"-"` // the router's clock at the end, ns
 	raw    []byte
+	begun  uint64
 }
 
 // Verdicts of a Trace.
@@ -156,6 +157,7 @@ type recorder struct {
 	depth  int
 	rule   int      // index of the step of the rule looked at last
 	why    *RuleRef // the last rule or policy with a verdict
+	filter *RuleRef // and of table filter
 	log    bool
 	frames int // bytes of each frame to keep; 0: none
 	wants  []want
@@ -208,11 +210,12 @@ func (w *worker) newRecorder(p *packet.Packet) *recorder {
 }
 
 func (r *recorder) begin(p *packet.Packet) {
-	r.t = &Trace{Family: p.Family, Len: p.Len(), raw: append([]byte(nil), p.Bytes()...)}
+	r.w.tracesBegun++
+	r.t = &Trace{begun: r.w.tracesBegun, Family: p.Family, Len: p.Len(), raw: append([]byte(nil), p.Bytes()...)}
 	if p.In != nil {
 		r.t.In = p.In.Name
 	}
-	r.p, r.depth, r.rule, r.why = p, 0, -1, nil
+	r.p, r.depth, r.rule, r.why, r.filter = p, 0, -1, nil, nil
 	if p.Family != 0 && p.Len() >= 20 {
 		r.was = r.state(p)
 	}
@@ -523,7 +526,14 @@ func (r *recorder) Looked(ch *tables.Chain, n int, rule *tables.Rule, matched bo
 	case rule.Jump != "" && !rule.Goto:
 		r.depth++
 	case rule.Verdict == tables.VerdictAccept, rule.Verdict == tables.VerdictDrop, rule.Target != nil:
-		r.why = ref
+		r.decided(ref)
+	}
+}
+
+func (r *recorder) decided(x *RuleRef) {
+	r.why = x
+	if r.table == tables.Filter {
+		r.filter = x
 	}
 }
 
@@ -561,7 +571,7 @@ func (r *recorder) Policy(ch *tables.Chain, v tables.Verdict) {
 	if ch != nil {
 		name, n = ch.Name, len(ch.Rules())+1
 	}
-	r.why = &RuleRef{Table: r.table.String(), Chain: name}
+	r.decided(&RuleRef{Table: r.table.String(), Chain: name})
 	r.add(Step{Kind: StepPolicy, Hook: r.hook.String(), Table: r.table.String(), Chain: name, Result: v.String(), Log: r.logLine(),
 		Rule: &RuleRef{Table: r.table.String(), Chain: name, Num: n}})
 }
@@ -629,8 +639,8 @@ func (r *recorder) finish(ok bool) *Trace {
 	default:
 		t.Verdict = VerdictHeld
 	}
-	if ok && r.why != nil {
-		t.Rule = r.why
+	if ok {
+		t.Rule = r.filter
 	}
 	return t
 }

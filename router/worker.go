@@ -69,11 +69,12 @@ type worker struct {
 	idle        sync.Mutex    // taken for work on a worker that has no goroutine
 	stop        bool
 
-	watching   *[]*Watch    // of this burst; nil: nobody looks
-	rec        *recorder    // of the packet at hand; nil: it is not recorded
-	traced     func(*Trace) // of a Sim: gets every trace
-	traceLog   bool
-	chainNames [2]tables.Chains
+	watching    *[]*Watch    // of this burst; nil: nobody looks
+	rec         *recorder    // of the packet at hand; nil: it is not recorded
+	traced      func(*Trace) // of a Sim: gets every trace
+	traceLog    bool
+	tracesBegun uint64
+	chainNames  [2]tables.Chains
 
 	// Counters: plain, read through do.
 	drops       [packet.MaxReasons]uint64

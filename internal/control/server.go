@@ -337,6 +337,18 @@ type output struct {
 	c      net.Conn
 	done   bool
 	cancel context.CancelFunc
+
+	patience time.Duration // how long one write may take; 0: as long as the client lives
+}
+
+// Patience cuts off a client that does not take what is written to it within d:
+// for commands that go on and on. w is what a Handler was given.
+func Patience(w io.Writer, d time.Duration) {
+	if s, ok := w.(stream); ok {
+		s.out.mu.Lock()
+		s.out.patience = d
+		s.out.mu.Unlock()
+	}
 }
 
 var errGone = errors.New("the client is gone")
@@ -346,6 +358,9 @@ func (o *output) send(kind byte, data []byte) error {
 	defer o.mu.Unlock()
 	if o.done {
 		return errGone
+	}
+	if o.patience > 0 {
+		o.c.SetWriteDeadline(time.Now().Add(o.patience))
 	}
 	if err := writeFrame(o.c, kind, data); err != nil {
 		o.done = true
