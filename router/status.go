@@ -29,6 +29,7 @@ type Status struct {
 	Conntrack  ConntrackStatus   `json:"conntrack"`
 	Tables     []TableStatus     `json:"tables"`
 	LogLost    uint64            `json:"log_lines_lost"`
+	Watches    int               `json:"watches"` // traces and captures that are under way
 }
 
 // WorkerStatus is one worker's share.
@@ -149,6 +150,9 @@ func (r *Router) Status() *Status {
 	s.Sent = local.Sent
 	drops[reasonLocalOutputFull] += local.OutputFull
 	s.LogLost = r.logs.lost.Load()
+	if p := r.watches.Load(); p != nil {
+		s.Watches = len(*p)
+	}
 	for i, n := range drops {
 		if n > 0 {
 			x := packet.Reason(i)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"strconv"
+	"time"
 
 	"sluice/conntrack"
 	"sluice/hooks"
@@ -30,8 +31,8 @@ type Trace struct {
 	Out     []TraceSent `json:"out,omitempty"`
 	Lost    int         `json:"steps_lost,omitempty"` // beyond MaxTraceSteps
 
-	Frames []TraceFrame `json:"-"` // of a Watch with Frames
-	Time   int64        `json:"-"` // the router's clock at the end, ns
+	Frames []TraceFrame `json:"-"`    // of a Watch with Frames
+	At     time.Time    `json:"time"` // of the batch it was in
 	raw    []byte
 	begun  uint64
 }
@@ -622,7 +623,7 @@ func (r *recorder) frame(at string, after bool, verdict string, why *RuleRef) {
 // finish ends the trace of a packet that went its way; ok is what its last function said.
 func (r *recorder) finish(ok bool) *Trace {
 	t, p := r.t, r.p
-	t.Time = r.w.now
+	t.At = r.w.r.wall(r.w.now)
 	switch {
 	case !ok:
 		t.Verdict, t.Reason, t.Doc = VerdictDropped, p.Reason.String(), p.Reason.Doc()

@@ -39,6 +39,8 @@ func (d *daemon) handlers(s *control.Server) {
 		return told(stderr, printRouting(stdout, rep.Rules, rep.Routes))
 	})
 	s.Handle("trace", d.liveTrace)
+	s.Handle("capture", d.capture)
+	s.Handle("top", d.topSample)
 	if d.file != "" {
 		s.Handle("reload", func(_ context.Context, _ []string, _ io.Reader, _, stderr io.Writer) int {
 			if !d.reload(stderr) {

@@ -56,7 +56,6 @@ func newUniverse(family uint8, t *tables.Table) *universe {
 		dimProto: small(0, 255), dimSport: small(0, unreadable), dimDport: small(0, unreadable), dimState: small(0, uint64(len(states)-1)),
 		dimFlags: small(0, 64), dimICMP: small(0, unreadable),
 	}
-	// Ports, flags and ICMP types go with protocols.
 	return u
 }
 
@@ -145,10 +144,6 @@ func (u *universe) know(t tables.TableID, r *tables.Rule) known {
 	if r.Fragment || r.FragmentNot {
 		k.rest = append(k.rest, "fragment")
 	}
-	if u.family == packet.IPv6 && r.Proto != 0 {
-		// A packet whose protocol cannot be found is dropped where it is asked for.
-		_ = r.Proto
-	}
 	for _, m := range r.Matches {
 		u.match(&k, t, m.Ext, m.Args)
 	}
@@ -197,6 +192,12 @@ func (u *universe) match(k *known, t tables.TableID, m *tables.Match, a *tables.
 		ports(dimDport, a.Get("destination-port"))
 		return
 	case "multiport":
+		// Where one port can be read the other can, and TCP's flags.
+		limit(dimSport, small(0, 65535))
+		limit(dimDport, small(0, 65535))
+		if k.box[dimProto].equal(small(uint64(packet.ProtoTCP), uint64(packet.ProtoTCP))) {
+			limit(dimFlags, small(0, 63))
+		}
 		for _, x := range []struct {
 			name string
 			d    int

@@ -44,6 +44,21 @@ func (a set) and(b set) (out set) {
 	return out
 }
 
+// hits: a and b have something in common.
+func (a set) hits(b set) bool {
+	for i, j := 0, 0; i < len(a) && j < len(b); {
+		switch {
+		case a[i].hi.less(b[j].lo):
+			i++
+		case b[j].hi.less(a[i].lo):
+			j++
+		default:
+			return true
+		}
+	}
+	return false
+}
+
 func (a set) minus(b set) (out set) {
 	j := 0
 	for _, x := range a {
@@ -152,7 +167,7 @@ func (b *box) and(c *box) (out box) {
 
 func (b *box) meets(c *box) bool {
 	for i := range b {
-		if len(b[i].and(c[i])) == 0 {
+		if !b[i].hits(c[i]) {
 			return false
 		}
 	}
@@ -188,25 +203,36 @@ func (r region) and(c *box) (out region) {
 	return out
 }
 
-// minus takes c out; ok false: it takes too many boxes to say, r stays (which is more than is true).
-func (r region) minus(c *box) (out region, changed bool) {
+// minus takes c out. Where that makes more than so many boxes, r stays as it
+// is, which is more than is true.
+func (r region) minus(c *box, most int) region {
+	var out region
 	for i := range r {
-		left := r[i].minus(c)
-		if len(left) != 1 || !left[0].meets(c) && r[i].meets(c) {
-			changed = true
+		if !r[i].meets(c) {
+			if out != nil {
+				out = append(out, r[i])
+			}
+			continue
 		}
-		out = append(out, left...)
-		if len(out) > maxBoxes {
-			return r, false
+		if out == nil {
+			out = append(make(region, 0, len(r)+dims), r[:i]...)
+		}
+		if out = append(out, r[i].minus(c)...); len(out) > most {
+			return r
 		}
 	}
-	if !changed {
-		return r, false
+	if out == nil {
+		return r
 	}
-	return out, true
+	return out
 }
 
-const maxBoxes = 2000
+// Bounds on the boxes of a region: of what gets to a rule, and of what is left
+// of one rule's packets.
+const (
+	manyBoxes = 48
+	mostBoxes = 1000
+)
 
 // narrow bounds a region by one that holds it and has few boxes.
 func (r region) narrow(most int) region {
