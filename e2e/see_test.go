@@ -126,7 +126,7 @@ func TestWatchUnderLoad(t *testing.T) {
 			Received struct{ Bytes int64 } `json:"sum_received"`
 		}
 	}
-	if err := json.Unmarshal([]byte(said), &r); err != nil || r.End.Received.Bytes < 64<<20 {
+	if err := json.Unmarshal([]byte(said), &r); err != nil || r.End.Received.Bytes < 60<<20 {
 		t.Errorf("%v: %d bytes arrived", err, r.End.Received.Bytes)
 	}
 	for _, d := range b.r.Status().Drops {

@@ -311,7 +311,7 @@ func (r *recorder) enter(h hooks.Hook) {
 	case hooks.Postrouting, hooks.Input:
 		r.diff("routing")
 	}
-	r.hook = h
+	r.hook, r.why = h, nil
 	s := Step{Kind: StepHook, Hook: h.String()}
 	in, out := "", ""
 	if r.p.In != nil {
@@ -572,7 +572,9 @@ func (r *recorder) Policy(ch *tables.Chain, v tables.Verdict) {
 	if ch != nil {
 		name, n = ch.Name, len(ch.Rules())+1
 	}
-	r.decided(&RuleRef{Table: r.table.String(), Chain: name})
+	if r.why == nil || n > 1 || v != tables.VerdictAccept { // an empty table decides nothing
+		r.decided(&RuleRef{Table: r.table.String(), Chain: name})
+	}
 	r.add(Step{Kind: StepPolicy, Hook: r.hook.String(), Table: r.table.String(), Chain: name, Result: v.String(), Log: r.logLine(),
 		Rule: &RuleRef{Table: r.table.String(), Chain: name, Num: n}})
 }
