@@ -12,7 +12,8 @@ import (
 
 // Sim is a router that no packet reaches but those it is given: its interfaces
 // are in memory, its clock stands still unless it is moved, and every packet is
-// traced. It needs no privilege and sends nothing.
+// traced. It needs no privilege and sends nothing: what has sockets of the host
+// (published ports, proxies, the resolver) is left out.
 type Sim struct {
 	r     *Router
 	w     *worker
@@ -42,6 +43,7 @@ func NewSim(cfg *Config, log bool) (*Sim, error) {
 	s := &Sim{links: map[string]*simLink{}}
 	c := *cfg
 	c.Router.Workers = 1
+	c.Publish, c.Proxies, c.DNS = nil, nil, nil // they have sockets of the host
 	r, err := New(&c, Options{Open: func(ic *InterfaceConfig, index int) (netstack.Link, error) {
 		mtu := ic.MTU
 		if mtu == 0 {
