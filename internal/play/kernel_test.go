@@ -63,8 +63,8 @@ func (k *kernelLog) traces(word string) (out []string) {
 // TestKernelTRACE: the lines that --kernel prints are those that the kernel logs
 // of the same packets under the same rules.
 func TestKernelTRACE(t *testing.T) {
+	log := newKernelLog(t) // where the setting is: not in a namespace
 	k := packettest.NewKernel(t)
-	log := newKernelLog(t)
 	prefixes := func(s ...string) (out []netip.Prefix) {
 		for _, x := range s {
 			out = append(out, netip.MustParsePrefix(x))
