@@ -119,6 +119,9 @@ type Step struct {
 	// Log is the packet as the kernel's TRACE lines have it, of a matched rule,
 	// a return or a policy, where it was asked for.
 	Log string `json:"-"`
+	// Bare: the rule is nothing but a verdict. Linux's TRACE lines call it by what
+	// the end of its chain is called.
+	Bare bool `json:"-"`
 }
 
 // TraceConn is what conntrack says of a packet.
@@ -516,7 +519,9 @@ func (r *recorder) Looked(ch *tables.Chain, n int, rule *tables.Rule, matched bo
 		return
 	}
 	s.Result = rule.TargetName()
-	s.Log = r.logLine()
+	if s.Log = r.logLine(); r.log {
+		s.Bare = rule.Verdict != tables.VerdictNone && rule.Save() == " -j "+rule.Verdict.String()
+	}
 	if len(r.t.Steps) < MaxTraceSteps {
 		r.rule = len(r.t.Steps)
 	} else {

@@ -71,6 +71,9 @@ func (pr *Program) Trace(c *Context, t TableID, p *packet.Packet, names *Chains,
 	for {
 		if next >= len(cur.ops) {
 			if sp == 0 {
+				if cur != b.code { // come to by goto: back where the builtin chain ends
+					tr.Returned(names.by[cur], next+1)
+				}
 				return end()
 			}
 			back(next + 1)

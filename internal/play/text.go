@@ -41,11 +41,11 @@ func KernelLines(t *router.Trace) string {
 			continue
 		}
 		what := "rule"
-		switch s.Kind {
-		case router.StepReturn:
-			what = "return"
-		case router.StepPolicy:
+		switch {
+		case s.Kind == router.StepPolicy, s.Bare && s.Chain == s.Hook:
 			what = "policy"
+		case s.Kind == router.StepReturn, s.Bare:
+			what = "return"
 		}
 		fmt.Fprintf(&b, "TRACE: %s:%s:%s:%d %s\n", s.Table, s.Chain, what, s.Rule.Num, s.Log)
 	}
