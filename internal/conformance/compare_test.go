@@ -370,6 +370,14 @@ func (c *compare) dumps() {
 			want[0] += fmt.Sprintf("# IPv%d\n%s", fam, joinLines(lines))
 		}
 	}
+	if len(c.s.sets) > 0 {
+		k := strings.Split(c.k.members(), "\n")
+		for _, x := range c.ours {
+			if d := diffLines(k, strings.Split(x.members(), "\n")); d != "" {
+				x.differ("sets differ (- kernel, + ours):\n%s", d)
+			}
+		}
+	}
 	quick, exact := c.k.flows(true), ""
 	for i, x := range c.ours {
 		list := x.flows(false)

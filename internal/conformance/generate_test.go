@@ -14,16 +14,18 @@ import (
 // same seed.
 type generator struct {
 	*rand.Rand
-	v6      bool
-	flows   []*genFlow
-	lines   []string
-	n       int      // in lines so far
-	edits   []string // commands to give between packets, if any
-	transit bool     // nothing is sent to or by the router's own sockets
+	v6       bool
+	flows    []*genFlow
+	lines    []string
+	n        int      // in lines so far
+	edits    []string // commands to give between packets, if any
+	transit  bool     // nothing is sent to or by the router's own sockets
+	withSets bool
+	dims     [4]int // flags that the sets take
 }
 
 func newGenerator(seed uint64) *generator {
-	return &generator{Rand: rand.New(rand.NewPCG(seed, 0x5141ce))}
+	return &generator{Rand: rand.New(rand.NewPCG(seed, 0x5141ce)), withSets: seed%4 == 3}
 }
 
 func pickOne[T any](g *generator, of ...T) T { return of[g.IntN(len(of))] }
@@ -44,6 +46,9 @@ func (g *generator) scenario(net []string) *scenario {
 	f := 0
 	if g.v6 {
 		f, s.only = 1, packet.IPv6
+	}
+	if g.withSets { // a quarter of the cases
+		s.sets = g.sets()
 	}
 	s.rules[f] = g.rules()
 	for range 1 + g.IntN(4) {
@@ -171,6 +176,10 @@ func (g *generator) matches(table, hook string) string {
 
 func (g *generator) extension(table, hook string) string {
 	not := g.not()
+	if g.withSets && g.chance(60) {
+		return " -m set" + not + " --match-set " + g.setAndFlags() +
+			pickOne(g, "", "", " --return-nomatch", " ! --update-counters", " ! --update-subcounters", " --packets-gt 2", " --bytes-lt 300", " ! --packets-eq 3")
+	}
 	switch g.IntN(16) {
 	case 12:
 		return " -m limit --limit 1/hour --limit-burst " + pickOne(g, "1", "3")
@@ -211,9 +220,119 @@ func (g *generator) extension(table, hook string) string {
 	return " -m comment --comment x"
 }
 
+// setTypes are those that this kernel is usually built with, and how many flags
+// they take.
+var setTypes = []struct {
+	name string
+	dims int
+}{{"hash:ip", 1}, {"hash:net", 1}, {"hash:ip,port", 2}, {"hash:net,port", 2}, {"hash:ip,port,ip", 3}, {"hash:ip,port,net", 3}, {"hash:net,iface", 2}, {"bitmap:ip", 1}, {"bitmap:port", 1}}
+
+// sets makes s0 to s3, and l, which is a list of some of them.
+func (g *generator) sets() (out []string) {
+	member := func(i int) string { return fmt.Sprintf("s%d", i) }
+	for i := range 4 {
+		t := setTypes[g.IntN(len(setTypes))]
+		if g.v6 && t.name == "bitmap:ip" {
+			t = setTypes[0]
+		}
+		opt := " family " + g.f("inet", "inet6")
+		switch t.name {
+		case "bitmap:ip":
+			opt = " range 10.1.0.0/24"
+		case "bitmap:port":
+			opt = " range 1-6000"
+		case "hash:ip":
+			opt += pickOne(g, "", "", " netmask "+g.f("24", "64"))
+		}
+		counted := g.chance(40)
+		line := "create " + member(i) + " " + t.name + opt + pickOne(g, "", " timeout 500", " timeout 0")
+		if counted {
+			line += " counters"
+		}
+		info := g.chance(30)
+		if info {
+			line += " skbinfo"
+		}
+		out = append(out, line)
+		for range g.IntN(6) {
+			e := "-exist add " + member(i) + " " + g.member(t.name)
+			if strings.Contains(t.name, "net") && g.chance(20) {
+				e += " nomatch"
+			}
+			if info && g.chance(50) {
+				e += " skbmark 0x1/0x3 skbprio 1:2"
+			}
+			if counted && g.chance(30) {
+				e += " packets 3 bytes 200"
+			}
+			out = append(out, e)
+		}
+		g.dims[i] = t.dims
+	}
+	out = append(out, "create l list:set")
+	for i := range 4 {
+		if g.chance(60) {
+			out = append(out, "add l "+member(i))
+		}
+	}
+	return out
+}
+
+// member is an element of a set.
+func (g *generator) member(typ string) string {
+	host := func() string {
+		return pickOne(g, g.f("10.1.0.2", "fd01::2"), g.f("9.9.9.9", "2001:db8::9"), g.f("10.2.0.2", "fd02::2"), g.f("10.1.0.1", "fd01::1"))
+	}
+	port := func() string {
+		return pickOne(g, "53", "80", "udp:53", "udp:5000", g.f("icmp:echo-request", "ipv6-icmp:echo-request"), "udp:80")
+	}
+	switch typ {
+	case "hash:ip":
+		return host()
+	case "hash:net":
+		return g.net()
+	case "hash:ip,port":
+		return host() + "," + port()
+	case "hash:net,port":
+		return g.net() + "," + port()
+	case "hash:ip,port,ip":
+		return host() + "," + port() + "," + host()
+	case "hash:ip,port,net":
+		return host() + "," + port() + "," + g.net()
+	case "hash:net,iface":
+		return g.net() + "," + pickOne(g, "tun0", "tun1", "tun wildcard")
+	case "bitmap:ip":
+		return pickOne(g, "10.1.0.2", "10.1.0.1", "10.1.0.0/28")
+	}
+	return pickOne(g, "53", "80", "5000-5010")
+}
+
+// setAndFlags names a set, with as many flags as it needs or, now and then, not.
+func (g *generator) setAndFlags() string {
+	i := g.IntN(5)
+	n, name := 1+g.IntN(3), "l"
+	if i < 4 {
+		name = fmt.Sprintf("s%d", i)
+		if n = g.dims[i]; g.chance(10) {
+			n = 1 + g.IntN(3)
+		}
+	}
+	flags := make([]string, n)
+	for i := range flags {
+		flags[i] = pickOne(g, "src", "dst")
+	}
+	return name + " " + strings.Join(flags, ",")
+}
+
 func (g *generator) target(table, hook string, users []string) string {
 	if len(users) > 0 && g.chance(25) {
 		return pickOne(g, " -j ", " -g ") + users[0]
+	}
+	if g.withSets && g.chance(30) {
+		if table == "mangle" && g.chance(40) {
+			return " -j SET --map-set " + g.setAndFlags() + " --map-mark"
+		}
+		return " -j SET" + pickOne(g, " --add-set ", " --add-set ", " --del-set ") + g.setAndFlags()
 	}
 	if g.chance(10) {
 		return pickOne(g, "", " -j LOG", " -j RETURN", " -j ACCEPT")

@@ -30,6 +30,8 @@ type side interface {
 	// load makes the rules a scenario's and forgets all connections; it gives
 	// why the rules are refused.
 	load(s *scenario) string
+	// members is what the sets hold.
+	members() string
 }
 
 // kernelSide is the running kernel, in a namespace of the test's own.
@@ -40,6 +42,7 @@ type kernelSide struct {
 
 	senders []int // sockets of send lines, open until the next scenario
 	loaded  [2]string
+	sets    bool // there are some
 }
 
 // namespace is the network namespace that the calling thread is in.
@@ -178,6 +181,14 @@ func (x *kernelSide) load(s *scenario) string {
 	if s.lists() {
 		x.load(&scenario{}) // lets go of what the rules before knew under these names
 	}
+	if len(s.sets) > 0 || x.sets {
+		x.load0()
+		x.pipe("ipset flush", "") // a list lets go of its sets
+		x.pipe("ipset destroy", "")
+		if x.sets = len(s.sets) > 0; x.sets {
+			x.pipe("ipset restore", strings.Join(s.sets, "\n")+"\n")
+		}
+	}
 	for f, cmd := range []string{"iptables-legacy-restore", "ip6tables-legacy-restore"} {
 		text := restore(s.rules[f])
 		if x.loaded[f] == text && len(s.rules[f]) == 0 && !s.uses(f) {
@@ -195,6 +206,22 @@ func (x *kernelSide) load(s *scenario) string {
 		return err.Error()
 	}
 	return ""
+}
+
+// load0 takes all rules away, so that nothing refers to sets.
+func (x *kernelSide) load0() {
+	for f, cmd := range []string{"iptables-legacy-restore", "ip6tables-legacy-restore"} {
+		x.pipe(cmd, restore(nil))
+		x.loaded[f] = ""
+	}
+}
+
+func (x *kernelSide) members() string {
+	out, err := x.command("ipset", "save").Output()
+	if err != nil {
+		x.t.Fatal(err)
+	}
+	return members(string(out))
 }
 
 func (x *kernelSide) closeSenders() {

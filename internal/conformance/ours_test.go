@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"sluice/internal/conntrackcmd"
+	"sluice/internal/ipset"
 	"sluice/internal/iptables"
 	"sluice/netstack"
 	"sluice/packet"
@@ -104,6 +105,7 @@ type ourSide struct {
 	v       variant
 	links   map[string]*memLink
 	senders []func()
+	sets    bool // there are some
 }
 
 func newOurSide(t testing.TB, s *scenario, v variant) *ourSide {
@@ -129,6 +131,11 @@ func newOurSide(t testing.TB, s *scenario, v variant) *ourSide {
 		x.closeSenders()
 		x.r.Close()
 	})
+	if len(s.sets) > 0 {
+		if why := x.load(s); why != "" {
+			t.Fatal(why)
+		}
+	}
 	return x
 }
 
@@ -143,9 +150,19 @@ func (x *ourSide) closeSenders() {
 func (x *ourSide) load(s *scenario) string {
 	x.closeSenders()
 	x.settle(x.r.Local().Stats().Delivered-1, 0)
-	if s.lists() {
+	if had := x.sets; s.lists() || had {
+		x.sets = false
 		if why := x.load(&scenario{}); why != "" {
 			return why
+		}
+	}
+	if len(s.sets)+len(s.rules[0])+len(s.rules[1]) == 0 {
+		defer x.ipset("", "destroy")
+		defer x.ipset("", "flush")
+	}
+	if x.sets = len(s.sets) > 0; x.sets {
+		if out := x.ipset(strings.Join(s.sets, "\n")+"\n", "restore"); out != "" {
+			return "ipset restore: " + out
 		}
 	}
 	for f, prog := range []string{"iptables-restore", "ip6tables-restore"} {
@@ -165,6 +182,15 @@ func (x *ourSide) iptables(in string, argv ...string) (code int, stdout, stderr 
 	code = iptables.Run(x.r.IPTables(), argv, strings.NewReader(in), &out, &errs)
 	return code, out.String(), errs.String()
 }
+
+// ipset gives what the command printed.
+func (x *ourSide) ipset(in string, args ...string) string {
+	var out bytes.Buffer
+	ipset.Run(x.r.Sets(), append([]string{"ipset"}, args...), strings.NewReader(in), &out, &out, nil)
+	return out.String()
+}
+
+func (x *ourSide) members() string { return members(x.ipset("", "save")) }
 
 func (x *ourSide) conntrack(args ...string) string {
 	var out, errs bytes.Buffer

@@ -30,6 +30,7 @@ import (
 //	rule fwmark 1 table 100            as for `ip rule add`
 //	sysctl net.ipv4.conf.all.rp_filter=1
 //	listen tcp://10.1.0.1:80
+//	-- sets --                         as for `ipset restore`
 //	-- rules --                        of IPv4, as typed to iptables: -t TABLE -A …
 //	-- rules6 --                       of IPv6
 //	-- frames --
@@ -50,6 +51,7 @@ type scenario struct {
 	name  string
 	head  string
 	net   []string
+	sets  []string
 	rules [2][]string // IPv4, IPv6
 	steps []*step
 	want  [2]string // counters, conntrack
@@ -63,7 +65,7 @@ func (s *scenario) uses(f int) bool { return s.only == 0 || s.only == families[f
 // lists: its rules keep named lists, which outlive the rules.
 func (s *scenario) lists() bool {
 	all := strings.Join(slices.Concat(s.rules[0], s.rules[1]), " ")
-	return strings.Contains(all, "hashlimit") || strings.Contains(all, "recent")
+	return strings.Contains(all, "hashlimit") || strings.Contains(all, "recent") || len(s.sets) > 0
 }
 
 var families = [2]uint8{packet.IPv4, packet.IPv6}
@@ -87,6 +89,8 @@ func parseScenario(name string, text []byte) (*scenario, error) {
 		switch f.Name {
 		case "net":
 			s.net = lines
+		case "sets":
+			s.sets = lines
 		case "rules":
 			s.rules[0] = lines
 		case "rules6":
@@ -151,6 +155,7 @@ func (s *scenario) format(results bool) []byte {
 		}
 	}
 	add("net", s.net)
+	add("sets", s.sets)
 	add("rules", s.rules[0])
 	add("rules6", s.rules[1])
 	var frames []string
@@ -172,6 +177,20 @@ func (s *scenario) format(results bool) []byte {
 	}
 	return txtar.Format(a)
 }
+
+// members is a save of sets without what has no fixed value.
+func members(save string) string {
+	save = setRandom.ReplaceAllString(save, "")
+	save = setTime.ReplaceAllString(save, "${1}timeout T")
+	lines := strings.Split(strings.TrimSpace(save), "\n")
+	slices.Sort(lines)
+	return strings.Join(lines, "\n")
+}
+
+var (
+	setRandom = regexp.MustCompile(` (hashsize|initval) \S+`)
+	setTime   = regexp.MustCompile(`(add \S+ \S+ )timeout [1-9]\d*`)
+)
 
 var hooksOf = map[string][]string{
 	"raw": {"PREROUTING", "OUTPUT"}, "mangle": {"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"},
@@ -241,6 +260,9 @@ func (s *scenario) config() (*router.Config, error) {
 		}
 	}
 	for f, r := range []*router.RulesetConfig{&c.IPTables, &c.IP6Tables} {
+		if len(s.sets) > 0 {
+			break // they come after the sets
+		}
 		r.Restore = []router.RestoreFile{{Path: s.name, Text: []byte(restore(s.rules[f]))}}
 	}
 	return c, nil

@@ -23,7 +23,9 @@ type hashSet struct {
 	nets     int // parts of an element that are networks
 	count    [2][129]int
 	lengths  [2]atomic.Pointer[[]uint8]
-	wild     [17]int // wildcard elements by the length of the name
+	beside   *table[key] // the networks of elements with interfaces; nil: there are none
+	besides  map[key]int // … and how many elements each has
+	wild     [17]int     // wildcard elements by the length of the name
 	anyWild  atomic.Uint32
 	trie     atomic.Pointer[trie] // nil: there is none, or it is being made
 	planned  bool
@@ -69,6 +71,10 @@ func newHashSet(s *Set) *hashSet {
 		h.store = newTable(seed,
 			func(k key) small { return small(k.more) },
 			func(s small) key { return key{more: uint64(s), info: bits} })
+	}
+	if s.typ.Name == "hash:net,iface" {
+		h.beside = newTable(seed, func(k key) key { return k }, func(k key) key { return k })
+		h.besides = map[key]int{}
 	}
 	h.bytes = 24 + 24
 	if h.store == nil {
@@ -274,8 +280,16 @@ func (h *hashSet) search(k key, now int64, hit func(x *extra) bool) (value, bool
 			w.setBits(n)
 		}
 		if !last {
+			at := w
 			if v, found := h.find(&w); found && ok(v) {
 				return v, true
+			}
+			if h.beside != nil {
+				// As in Linux, a network that is there with other interfaces hides the
+				// larger ones around it.
+				if _, there := h.beside.find(at.network()); there {
+					return value{}, false
+				}
 			}
 			continue
 		}
@@ -376,6 +390,16 @@ func (h *hashSet) lengthsOf(k key, by int) {
 	if h.lastNet() {
 		h.length(1, k.bits2(), by)
 	}
+	if h.beside != nil {
+		n := k.network()
+		switch h.besides[n] += by; {
+		case h.besides[n] == 0:
+			delete(h.besides, n)
+			h.beside.del(n)
+		case h.besides[n] == by:
+			h.beside.put(n, value{})
+		}
+	}
 	if k.more&keyWildcard != 0 {
 		n := ifaceLen(k.iface)
 		h.wild[n] += by
@@ -421,6 +445,10 @@ func (h *hashSet) flush() {
 		h.lengths[i].Store(&noLengths)
 	}
 	h.wild = [17]int{}
+	if h.beside != nil {
+		h.beside.clear()
+		clear(h.besides)
+	}
 	h.anyWild.Store(0)
 }
 

@@ -82,6 +82,9 @@ func (k *key) setPort(proto uint8, port uint16) {
 }
 func (k *key) setMark(m uint32) { k.info = k.info&0xffffffff | uint64(m)<<32 }
 
+// network is the key's first address and its length alone.
+func (k *key) network() key { return key{addr: k.addr, info: uint64(k.bits())} }
+
 func macWord(m [6]byte) (w uint64) {
 	for _, b := range m {
 		w = w<<8 | uint64(b)
