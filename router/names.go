@@ -31,6 +31,9 @@ func ParseAllow(s string) (Allow, error) { return resolver.ParseAllow(s) }
 // where there is an allow list.
 type Summary = resolver.Summary
 
+// Use is a destination in a Summary.
+type Use = resolver.Use
+
 // DeniedPrefix is the prefix of LOG rules whose packets are denied connections:
 // with an allow list they are counted for Summary, and logged once for each
 // destination, with the name that was asked for.

@@ -33,6 +33,13 @@ type execOptions struct {
 	rules, rules6 string
 	config        string
 	publish       []string
+	allow         []string
+	strict        bool
+	learn         bool
+	log           bool
+	quiet         bool
+	report        string
+	printRules    bool
 	hide          []string
 	showRuntime   bool
 	killChildren  bool
@@ -55,6 +62,15 @@ command's. The exit status is the command's; 125 if exec itself fails, 126 if th
 command cannot be run, 127 if it is not there. The router lives until the last
 process inside has ended.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if o.printRules {
+				return a.do(func(context.Context, []string) error {
+					plan, err := o.plan(a)
+					if err != nil {
+						return err
+					}
+					return plan.printRules(a.stdout)
+				})(cmd, args)
+			}
 			if len(args) == 0 {
 				return a.execUsage(errors.New("exec: a command is missing"))
 			}
@@ -67,6 +83,13 @@ process inside has ended.`,
 	f.StringVar(&o.rules, "rules", "", "IPv4 rules: a `file` in iptables-save's format. Without --rules6 there is no IPv6 inside then")
 	f.StringVar(&o.rules6, "rules6", "", "IPv6 rules: a `file` in ip6tables-save's format. Without --rules there is no IPv4 inside then")
 	f.StringVarP(&o.config, "config", "c", "", "configuration `file`, to which exec adds its interfaces")
+	f.StringArrayVar(&o.allow, "allow", nil, "`destination` that may be reached, and no other: DOMAIN[:PORT], *.DOMAIN[:PORT], an address or a network; may be given more than once")
+	f.BoolVar(&o.strict, "strict", false, "with --allow: look at the server's name that clients send to ports 443 (TLS) and 80 (HTTP), too")
+	f.BoolVar(&o.learn, "learn", false, "print the --allow flags for what was used, at the end")
+	f.StringVar(&o.report, "report", "", "write what was allowed and what denied to a `file`, as JSON")
+	f.BoolVar(&o.log, "log", false, "log each new connection")
+	f.BoolVarP(&o.quiet, "quiet", "q", false, "say nothing of what is denied, and print no summary")
+	f.BoolVar(&o.printRules, "print-rules", false, "print the router's configuration, sets and rules, and run nothing")
 	f.StringArrayVarP(&o.publish, "publish", "p", nil, "host `port` that reaches inside: [ADDR:]HPORT:PORT[/udp]; may be given more than once")
 	f.StringArrayVar(&o.hide, "hide", nil, "`path` that is empty inside; may be given more than once")
 	f.BoolVar(&o.showRuntime, "show-runtime-dir", false, "leave $XDG_RUNTIME_DIR visible inside, but for sluice's own sockets")
@@ -100,7 +123,14 @@ func (a *app) execute(o *execOptions, command []string) (status int, err error) 
 	if err != nil {
 		return 0, err
 	}
-	d := &daemon{app: a, log: slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))}
+	level := slog.LevelWarn
+	switch {
+	case o.log:
+		level = slog.LevelInfo
+	case o.quiet:
+		level = slog.LevelError
+	}
+	d := &daemon{app: a, log: newPlainLog(a.stderr, level)}
 	if d.target.name == "" {
 		d.target.name = fmt.Sprintf("exec-%d", os.Getpid())
 	}
@@ -153,6 +183,9 @@ func (a *app) execute(o *execOptions, command []string) (status int, err error) 
 	go func() { ended <- server.Serve() }()
 	go func() { ended <- d.router.Run(ctx) }()
 	<-ready
+	if err := plan.lookUp(ctx, d.router); err != nil {
+		return 0, err
+	}
 
 	signals := make(chan os.Signal, 16)
 	signal.Notify(signals, passedOn...)
@@ -170,6 +203,9 @@ func (a *app) execute(o *execOptions, command []string) (status int, err error) 
 	cancel()
 	<-ended
 	<-ended
+	if err := o.tell(a, d.router); err != nil {
+		return 0, err
+	}
 	if err != nil {
 		return 0, err
 	}
@@ -183,6 +219,28 @@ func (a *app) execute(o *execOptions, command []string) (status int, err error) 
 		return dieBy(exit.Status.Signal()), nil
 	}
 	return exit.Status.ExitStatus(), nil
+}
+
+// tell says what the command reached and what it was denied.
+func (o *execOptions) tell(a *app, r *router.Router) error {
+	s, ok := r.Summary()
+	if !ok {
+		return nil
+	}
+	if len(o.allow) > 0 && !o.quiet {
+		printSummary(a.stderr, &s)
+	}
+	if o.learn {
+		printLearned(a.stderr, &s)
+	}
+	if o.report == "" {
+		return nil
+	}
+	f, err := os.Create(o.report)
+	if err != nil {
+		return err
+	}
+	return errors.Join(writeJSON(f, s), f.Close())
 }
 
 // passedOn are the signals that the command gets when we get them; those of the

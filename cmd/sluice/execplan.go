@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -11,11 +12,13 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 
 	"sluice/internal/confine"
 	"sluice/internal/control"
 	"sluice/internal/host"
+	"sluice/packet"
 	"sluice/router"
 )
 
@@ -92,6 +95,9 @@ func (o *execOptions) plan(a *app) (*execPlan, error) {
 		out.SetDefaults()
 		cfg.Routes = append(cfg.Routes, out)
 	}
+	if err := plan.restrict(o); err != nil {
+		return nil, err
+	}
 	for _, text := range o.publish {
 		p, err := parsePublish(text, dev.Addresses)
 		if err != nil {
@@ -112,6 +118,56 @@ func (p *execPlan) resolve(a netip.Addr) {
 	if len(p.dns) == 0 { // programs ask one after the other, and both are the same
 		p.dns = append(p.dns, a)
 	}
+}
+
+// restrict adds the rules of an allow list and of --log.
+func (p *execPlan) restrict(o *execOptions) error {
+	for _, text := range o.allow {
+		a, err := router.ParseAllow(text)
+		if err != nil {
+			return fmt.Errorf("--allow %w", err)
+		}
+		p.cfg.DNS.Allow = append(p.cfg.DNS.Allow, a)
+	}
+	if o.strict && len(p.cfg.DNS.Allow) == 0 {
+		return errors.New("--strict looks at the names of an --allow list, and there is none")
+	}
+	p.cfg.DNS.Strict = p.cfg.DNS.Strict || o.strict
+	p.cfg.DNS.Learn = p.cfg.DNS.Learn || o.learn || o.report != ""
+	for _, f := range []struct {
+		family uint8
+		set    *router.RulesetConfig
+	}{{packet.IPv4, &p.cfg.IPTables}, {packet.IPv6, &p.cfg.IP6Tables}} {
+		if o.log {
+			f.set.Mangle.Rules = append(f.set.Mangle.Rules,
+				router.Rules("-A FORWARD -o "+uplinkIface+` -m conntrack --ctstate NEW -j LOG --log-level info --log-prefix "new: "`)...)
+		}
+		if len(o.allow) > 0 {
+			f.set.Filter.Rules = append(f.set.Filter.Rules, router.Rules(router.AllowRules(f.family, uplinkIface)...)...)
+		}
+	}
+	return nil
+}
+
+// lookUp resolves the allowed names, all at once: one that does not exist is a
+// mistake, and what resolves is pinned before the command asks.
+func (p *execPlan) lookUp(ctx context.Context, r *router.Router) error {
+	if p.cfg.DNS == nil {
+		return nil
+	}
+	errs := make([]error, len(p.cfg.DNS.Allow))
+	var wg sync.WaitGroup
+	for i, a := range p.cfg.DNS.Allow {
+		if a.Name != "" && !strings.HasPrefix(a.Name, "*") {
+			wg.Go(func() {
+				if _, err := r.Resolve(ctx, a.Name); err != nil {
+					errs[i] = fmt.Errorf("--allow %s: %w", a, err)
+				}
+			})
+		}
+	}
+	wg.Wait()
+	return errors.Join(errs...)
 }
 
 // parsePublish reads [ADDR:]HPORT:PORT[/udp]; inside are the command's addresses.
