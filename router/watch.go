@@ -263,14 +263,25 @@ func (r *recorder) deliver(t *Trace) {
 	}
 }
 
-// receiveWatched is receive while somebody watches.
-func (w *worker) receiveWatched(p *packet.Packet) {
-	parsed := p.Flags&packet.Loopback != 0 || p.Parse() == 0
-	r := w.record(p, parsed)
-	if r == nil {
-		w.receive(p)
-		return
+// receiveWatched is receiveAll while somebody watches: packets that nobody wants
+// go as ever.
+func (w *worker) receiveWatched(ps []*packet.Packet) {
+	done := 0
+	for i, p := range ps {
+		p.Reason = p.Parse()
+		p.Flags |= packet.Parsed
+		r := w.record(p, p.Reason == 0)
+		if r == nil {
+			continue
+		}
+		w.receiveAll(ps[done:i])
+		w.receiveRecorded(p, r)
+		done = i + 1
 	}
+	w.receiveAll(ps[done:])
+}
+
+func (w *worker) receiveRecorded(p *packet.Packet, r *recorder) {
 	w.rec = r
 	r.frame("in", false, "", nil)
 	ok := w.prerouting(p)

@@ -93,6 +93,7 @@ func TestWatch(t *testing.T) {
 // TestWatchAnswers: the router's own answer to a recorded packet is recorded with it.
 func TestWatchAnswers(t *testing.T) {
 	b := newBed(t, edge(map[string][]string{"filter": {"-A FORWARD -p tcp -j REJECT"}}))
+	unlimited(b.r, edge(nil))
 	v, err := b.r.Watch(WatchOptions{Match: strings.Fields("-p tcp")})
 	if err != nil {
 		t.Fatal(err)

@@ -296,9 +296,7 @@ func (w *worker) burst(d *port, ps []*packet.Packet) {
 		p.In, p.Now, p.Worker = d.iface, w.now, uint16(w.id)
 	}
 	if w.watching != nil {
-		for _, p := range ps {
-			w.receiveWatched(p)
-		}
+		w.receiveWatched(ps)
 	} else {
 		w.receiveAll(ps)
 	}
