@@ -6,8 +6,12 @@ import (
 	"slices"
 	"time"
 
+	"regexp"
+	"sluice/internal/ipset"
+	"sluice/internal/iptables"
 	"sluice/netstack"
 	"sluice/packet"
+	"strings"
 )
 
 // Sim is a router that no packet reaches but those it is given: its interfaces
@@ -152,3 +156,37 @@ func (s *Sim) Advance(d time.Duration) []*Trace {
 
 // Close ends the Sim.
 func (s *Sim) Close() error { return s.r.Close() }
+
+var stamps = regexp.MustCompile(`(?m)^#.*\n|\[\d+:\d+\]`)
+
+// Sim makes a Sim of the router as it is now: its configuration, and the rules
+// that it has by now. Connections begin anew.
+func (r *Router) Sim() (*Sim, error) {
+	r.mu.Lock()
+	cfg := r.cfg
+	r.mu.Unlock()
+	s, err := NewSim(cfg, false)
+	if err != nil {
+		return nil, err
+	}
+	var sets, errs strings.Builder
+	ipset.Run(r.sets, []string{"ipset", "save"}, strings.NewReader(""), &sets, &errs, nil)
+	ipset.Run(s.r.sets, []string{"ipset", "flush"}, strings.NewReader(""), &errs, &errs, nil)
+	if ipset.Run(s.r.sets, []string{"ipset", "restore", "-exist"}, strings.NewReader(sets.String()), &errs, &errs, nil) != 0 {
+		s.Close()
+		return nil, fmt.Errorf("copying the sets: %s", errs.String())
+	}
+	for _, tool := range []string{"iptables", "ip6tables"} {
+		var now, fresh, errs strings.Builder
+		iptables.Run(r.iptables, []string{tool + "-save"}, strings.NewReader(""), &now, &errs)
+		iptables.Run(s.r.iptables, []string{tool + "-save"}, strings.NewReader(""), &fresh, &errs)
+		if stamps.ReplaceAllString(now.String(), "") == stamps.ReplaceAllString(fresh.String(), "") {
+			continue // and the rules know their file and line
+		}
+		if iptables.Run(s.r.iptables, []string{tool + "-restore"}, strings.NewReader(now.String()), &errs, &errs) != 0 {
+			s.Close()
+			return nil, fmt.Errorf("copying the rules: %s", errs.String())
+		}
+	}
+	return s, nil
+}

@@ -80,11 +80,15 @@ type TableStatus struct {
 
 // ChainStatus is one chain: its rules, and for a builtin chain its policy with counters.
 type ChainStatus struct {
-	Name    string       `json:"name"`
-	Policy  string       `json:"policy,omitempty"`
-	Packets uint64       `json:"packets"`
-	Bytes   uint64       `json:"bytes"`
-	Rules   []RuleStatus `json:"rules"`
+	Name     string `json:"name"`
+	Policy   string `json:"policy,omitempty"`
+	Packets  uint64 `json:"packets"`
+	Bytes    uint64 `json:"bytes"`
+	NumRules int    `json:"num_rules"`
+	// EnteredPackets and EnteredBytes are what a builtin chain has met; see tables.View.Entered.
+	EnteredPackets uint64       `json:"entered_packets"`
+	EnteredBytes   uint64       `json:"entered_bytes"`
+	Rules          []RuleStatus `json:"rules,omitempty"`
 }
 
 // RuleStatus is one rule with its counters.
@@ -95,7 +99,12 @@ type RuleStatus struct {
 }
 
 // Status reads all counters. It runs between the workers' bursts and holds no packet up.
-func (r *Router) Status() *Status {
+func (r *Router) Status() *Status { return r.status(true) }
+
+// Overview is Status without the rules, which may be many.
+func (r *Router) Overview() *Status { return r.status(false) }
+
+func (r *Router) status(rules bool) *Status {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s := &Status{
@@ -161,30 +170,68 @@ func (r *Router) Status() *Status {
 	}
 	sort.SliceStable(s.Drops, func(i, j int) bool { return s.Drops[i].Packets > s.Drops[j].Packets })
 	for f, e := range r.engines {
-		s.Tables = append(s.Tables, tableStatus([]string{"ipv4", "ipv6"}[f], e)...)
+		s.Tables = append(s.Tables, tableStatus(familyNames[f], e, rules)...)
 	}
 	return s
 }
 
-func tableStatus(family string, e *tables.Engine) []TableStatus {
+var familyNames = [...]string{"ipv4", "ipv6"}
+
+func tableStatus(family string, e *tables.Engine, rules bool) []TableStatus {
 	var out []TableStatus
 	v := e.View(nil)
 	for id := range tables.NumTables {
 		t := v.Ruleset.Table(id)
 		ts := TableStatus{Family: family, Name: id.String()}
 		for _, c := range t.Chains() {
-			cs := ChainStatus{Name: c.Name}
-			if c.Builtin {
-				k := v.Policy(c)
-				cs.Policy, cs.Packets, cs.Bytes = c.Policy.String(), k.Packets, k.Bytes
-			}
-			for _, rule := range c.Rules() {
-				k := v.Rule(rule)
-				cs.Rules = append(cs.Rules, RuleStatus{"-A " + c.Name + rule.Save(), k.Packets, k.Bytes})
+			cs := chainStatus(v, c)
+			if rules {
+				cs.addRules(v, c, len(c.Rules()))
 			}
 			ts.Chains = append(ts.Chains, cs)
 		}
 		out = append(out, ts)
 	}
 	return out
+}
+
+func chainStatus(v *tables.View, c *tables.Chain) ChainStatus {
+	cs := ChainStatus{Name: c.Name, NumRules: len(c.Rules())}
+	if c.Builtin {
+		k := v.Policy(c)
+		cs.Policy, cs.Packets, cs.Bytes = c.Policy.String(), k.Packets, k.Bytes
+		k = v.Entered(c)
+		cs.EnteredPackets, cs.EnteredBytes = k.Packets, k.Bytes
+	}
+	return cs
+}
+
+func (cs *ChainStatus) addRules(v *tables.View, c *tables.Chain, limit int) {
+	for _, rule := range c.Rules()[:min(limit, len(c.Rules()))] {
+		k := v.Rule(rule)
+		cs.Rules = append(cs.Rules, RuleStatus{"-A " + c.Name + rule.Save(), k.Packets, k.Bytes})
+	}
+}
+
+// Chain is one chain's status with its first rules, up to limit; ok is false if there is no such chain.
+func (r *Router) Chain(family, table, chain string, limit int) (cs ChainStatus, ok bool) {
+	for f, e := range r.engines {
+		if familyNames[f] != family {
+			continue
+		}
+		v := e.View(nil)
+		for id := range tables.NumTables {
+			if id.String() != table {
+				continue
+			}
+			for _, c := range v.Ruleset.Table(id).Chains() {
+				if c.Name == chain {
+					cs = chainStatus(v, c)
+					cs.addRules(v, c, limit)
+					return cs, true
+				}
+			}
+		}
+	}
+	return cs, false
 }

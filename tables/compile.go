@@ -114,7 +114,8 @@ type Program struct {
 type base struct {
 	code    *code // nil: the table has no chain here
 	policy  Verdict
-	counter uint32
+	counter uint32 // the policy's
+	entered uint32
 }
 
 // frame is where a jump returns to.

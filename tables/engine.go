@@ -46,7 +46,7 @@ func NewEngine(fam uint8, env *Env) *Engine {
 	rs := Empty(fam)
 	for _, t := range rs.tables {
 		for c := range t.all {
-			c.policy.id = e.counters.alloc()
+			c.policy.id, c.policy.entered = e.counters.alloc(), e.counters.alloc()
 			e.slots.next = max(e.slots.next, c.slot+1)
 		}
 	}
@@ -111,7 +111,7 @@ func (e *Engine) compile(rs *Ruleset) (*Program, error) {
 	set := func(t *Table, c *Chain) {
 		pr.chains[c.slot] = c.code
 		if c.Builtin {
-			pr.bases[t.ID][c.Hook] = base{c.code, c.Policy, c.policy.id}
+			pr.bases[t.ID][c.Hook] = base{c.code, c.Policy, c.policy.id, c.policy.entered}
 		}
 	}
 	live, ed := e.live.Load(), rs.edit
@@ -260,6 +260,15 @@ func (v *View) Rule(r *Rule) Counter { return v.sums[r.state.id] }
 
 // Policy is a builtin chain's policy counters.
 func (v *View) Policy(c *Chain) Counter { return v.sums[c.policy.id] }
+
+// Entered is what a builtin chain has met. While it has no rules, and so is not
+// walked, that is what its policy has counted.
+func (v *View) Entered(c *Chain) Counter {
+	if len(c.rules) == 0 {
+		return v.Policy(c)
+	}
+	return v.sums[c.policy.entered]
+}
 
 // View reads the counters. With zero, the counters of the rules and chains for
 // which zero is true are set to zero in the same step, so no packet is lost

@@ -127,6 +127,28 @@ func TestCountersAndStateOutliveEdits(t *testing.T) {
 	}
 }
 
+// TestEntered: a chain has met every packet, whatever became of it there.
+func TestEntered(t *testing.T) {
+	r := newRig(t, packet.IPv4)
+	p := forwarded(t, "udp 10.0.0.1:1 > 10.0.0.2:2")
+	entered := func() tables.Counter {
+		v := r.View(nil)
+		return v.Entered(v.Ruleset.Table(tables.Filter).Chain("FORWARD"))
+	}
+	send := func() { r.run(tables.Filter, hooks.Forward, p); p.Reason = 0 }
+	send()
+	if k := entered(); k.Packets != 1 {
+		t.Errorf("without rules: %+v", k)
+	}
+	r.must("filter -A FORWARD -p tcp -j DROP", "filter -A FORWARD -j ACCEPT")
+	send()
+	r.must("filter -P FORWARD DROP", "filter -D FORWARD -j ACCEPT")
+	send()
+	if k := entered(); k.Packets != 2 || k.Bytes != 2*uint64(p.Len()) {
+		t.Errorf("with rules: %+v", k)
+	}
+}
+
 func TestZeroAndSet(t *testing.T) {
 	r := newRig(t, packet.IPv4)
 	r.must("filter -A FORWARD -c 5 600 -p udp", "filter -A FORWARD -p udp")

@@ -162,8 +162,8 @@ type Chain struct {
 	code    *code // compiled form of the first len(code.ops) rules; nil: of none
 }
 
-// policy is a builtin chain's counter identity; it outlives edits of the chain.
-type policy struct{ id uint32 }
+// policy has a builtin chain's counter identities; it outlives edits of the chain.
+type policy struct{ id, entered uint32 }
 
 // Rules are the chain's rules in order; not to be changed.
 func (c *Chain) Rules() []*Rule { return c.rules }

@@ -56,6 +56,9 @@ func (pr *Program) Trace(c *Context, t TableID, p *packet.Packet, names *Chains,
 	}
 	c.Table = t
 	c.Hotdrop = false
+	if len(cur.ops) > 0 {
+		c.count(b.entered, size)
+	}
 	var k key
 	k.fill(p)
 	sel := uint8(0xff)

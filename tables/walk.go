@@ -129,6 +129,7 @@ func (pr *Program) Run(c *Context, t TableID, p *packet.Packet) hooks.Verdict {
 	}
 	c.Table = t
 	c.Hotdrop = false
+	c.count(b.entered, size)
 	var k key
 	k.fill(p)
 	sel := uint8(0xff)
@@ -157,12 +158,7 @@ func (pr *Program) Run(c *Context, t TableID, p *packet.Packet) hooks.Verdict {
 			}
 			continue
 		}
-		n := &c.Counters[o.counter]
-		n.Packets++
-		n.Bytes += size
-		if c.Trail != nil {
-			c.Trail.Add(o.counter)
-		}
+		c.count(o.counter, size)
 		if c.Hotdrop { // an inverted match that found the packet malformed
 			if o.kind == opTarget {
 				o.x.target(c, p)
@@ -215,14 +211,19 @@ func (pr *Program) Run(c *Context, t TableID, p *packet.Packet) hooks.Verdict {
 	}
 }
 
-// end applies the policy.
-func (b *base) end(c *Context, t TableID, p *packet.Packet, size uint64) hooks.Verdict {
-	n := &c.Counters[b.counter]
+// count counts a packet of size bytes.
+func (c *Context) count(id uint32, size uint64) {
+	n := &c.Counters[id]
 	n.Packets++
 	n.Bytes += size
 	if c.Trail != nil {
-		c.Trail.Add(b.counter)
+		c.Trail.Add(id)
 	}
+}
+
+// end applies the policy.
+func (b *base) end(c *Context, t TableID, p *packet.Packet, size uint64) hooks.Verdict {
+	c.count(b.counter, size)
 	if b.policy == VerdictAccept {
 		return hooks.Accept
 	}

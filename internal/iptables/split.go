@@ -69,3 +69,10 @@ func splitLine(line string) (words []string, cols []int, err error) {
 	}
 	return words, cols, flush()
 }
+
+// Split splits a command line into words as a restore file's lines are split:
+// at blanks, with quotes.
+func Split(line string) ([]string, error) {
+	words, _, err := splitLine(line)
+	return words, err
+}

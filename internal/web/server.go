@@ -42,6 +42,11 @@ type Server struct {
 	local bool // on a loopback address
 	token []byte
 	names *x509.Certificate // whose names are ours too; nil without TLS
+
+	history history
+	sims    chan struct{} // held while a packet is tried out
+	ctx     context.Context
+	stop    context.CancelFunc
 }
 
 // Access is what a handler asks of a request.
@@ -57,7 +62,8 @@ const (
 
 // Listen opens the port that cfg names. The error says which key is at fault.
 func Listen(cfg *router.ControlConfig, log *slog.Logger) (*Server, error) {
-	s := &Server{mux: http.NewServeMux(), log: log}
+	s := &Server{mux: http.NewServeMux(), log: log, sims: make(chan struct{}, 1)}
+	s.ctx, s.stop = context.WithCancel(context.Background())
 	addr, err := netip.ParseAddrPort(cfg.HTTP)
 	if err != nil {
 		return nil, fmt.Errorf("control.http: %w", err)
@@ -110,6 +116,7 @@ func (s *Server) Addr() net.Addr { return s.l.Addr() }
 func (s *Server) Serve(r *router.Router) error {
 	s.router = r
 	s.handlers()
+	go s.history.keep(s.ctx, r)
 	if err := s.http.Serve(s.l); !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}
@@ -118,6 +125,7 @@ func (s *Server) Serve(r *router.Router) error {
 
 // Close ends Serve, and requests after a moment.
 func (s *Server) Close() error {
+	s.stop() // what streams ends
 	ctx, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
 	defer cancel()
 	if s.http.Shutdown(ctx) != nil {
@@ -131,6 +139,7 @@ func (s *Server) handlers() {
 	s.Handle("GET /healthz", Public, http.HandlerFunc(s.health))
 	s.Handle("GET /readyz", Public, http.HandlerFunc(s.ready))
 	s.Handle("GET /login", Public, http.HandlerFunc(s.login))
+	s.pageHandlers()
 }
 
 // Handle serves pattern, as http.ServeMux has it, to those who have access.
@@ -222,7 +231,7 @@ func (s *Server) login(w http.ResponseWriter, r *http.Request) {
 // health: the process answers, and so do its workers.
 func (s *Server) health(w http.ResponseWriter, r *http.Request) {
 	done := make(chan struct{})
-	go func() { s.router.Status(); close(done) }()
+	go func() { s.router.Overview(); close(done) }()
 	select {
 	case <-done:
 		fmt.Fprintln(w, "ok")
@@ -234,7 +243,7 @@ func (s *Server) health(w http.ResponseWriter, r *http.Request) {
 // ready: every interface is up.
 func (s *Server) ready(w http.ResponseWriter, r *http.Request) {
 	var gone []string
-	for _, i := range s.router.Status().Interfaces {
+	for _, i := range s.router.Overview().Interfaces {
 		if i.State != "up" {
 			gone = append(gone, i.Name+" is "+cmp.Or(i.State, "unknown"))
 		}
