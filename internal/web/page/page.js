@@ -53,7 +53,7 @@ function duration(s) {
 function show() {
   const gone = last.interfaces.filter((i) => i.state !== 'up').map((i) => i.name);
   state(gone.length ? 'bad' : 'ok', gone.length ? gone.join(', ') + ' gone' : 'routing');
-  $('who').textContent = `${last.version} · ${last.config || 'embedded'} · up ${duration(last.uptime_seconds)} · ${short(last.conntrack.count)} connections`;
+  $('who').textContent = `${last.version} · ${(last.config || 'embedded').split('/').pop()} · up ${duration(last.uptime_seconds)} · ${short(last.conntrack.count)} connections`;
   writable = last.writable;
   $('edit').hidden = !writable;
   const names = last.interfaces.map((i) => i.name), choice = $('in');
