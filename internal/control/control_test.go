@@ -376,3 +376,19 @@ func FuzzRequest(f *testing.F) {
 		}
 	})
 }
+
+// TestSilentClients: those that only hold a connection keep nobody out.
+func TestSilentClients(t *testing.T) {
+	s := start(t, map[string]Handler{"cat": cat})
+	for range 2*maxSilent + 10 {
+		c, err := net.Dial("unix", s.Path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+	}
+	var out, errs bytes.Buffer
+	if status, err := Call(within(t), s.Path, []string{"cat"}, strings.NewReader("x"), &out, &errs); err != nil || status != 42 || out.String() != "x" {
+		t.Errorf("%d %v %q", status, err, out.String())
+	}
+}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -24,7 +25,8 @@ import (
 type Handler func(ctx context.Context, argv []string, stdin io.Reader, stdout, stderr io.Writer) int
 
 const (
-	maxClients  = 256              // at once; more are refused
+	maxClients  = 256              // whose commands run at once; more are refused
+	maxSilent   = 256              // that have not said yet what they want; of more, the one that waits longest has to go
 	requestTime = 10 * time.Second // in which a client has to say what it wants
 )
 
@@ -41,6 +43,8 @@ type Server struct {
 	stop     context.CancelFunc
 	wg       sync.WaitGroup
 	slots    chan struct{}
+	silentMu sync.Mutex
+	silent   []net.Conn // oldest first
 	mu       sync.RWMutex
 	handlers map[string]Handler
 }
@@ -147,18 +151,33 @@ func (s *Server) Serve() error {
 			}
 			return fmt.Errorf("control socket: %w", err)
 		}
-		select {
-		case s.slots <- struct{}{}:
-		default:
-			refuse(c, fmt.Sprintf("the router is serving %d clients already", maxClients))
-			c.Close()
-			continue
-		}
+		s.enter(c)
 		s.wg.Add(1)
 		go func() {
-			defer func() { c.Close(); <-s.slots; s.wg.Done() }()
+			defer func() { s.leave(c); c.Close(); s.wg.Done() }()
 			s.serve(c)
 		}()
+	}
+}
+
+// enter counts a client among the silent ones. Those that only hold a
+// connection cannot keep others out.
+func (s *Server) enter(c net.Conn) {
+	s.silentMu.Lock()
+	defer s.silentMu.Unlock()
+	if len(s.silent) >= maxSilent {
+		s.silent[0].Close()
+		s.silent = s.silent[1:]
+	}
+	s.silent = append(s.silent, c)
+}
+
+// leave takes a client off again: it has spoken, or is gone.
+func (s *Server) leave(c net.Conn) {
+	s.silentMu.Lock()
+	defer s.silentMu.Unlock()
+	if i := slices.Index(s.silent, c); i >= 0 {
+		s.silent = slices.Delete(s.silent, i, i+1)
 	}
 }
 
@@ -288,6 +307,14 @@ func (s *Server) converse(c net.Conn) {
 		if malformed := errFrame(""); errors.As(err, &malformed) {
 			refuse(c, "bad request: "+malformed.Error())
 		}
+		return
+	}
+	s.leave(c)
+	select {
+	case s.slots <- struct{}{}:
+		defer func() { <-s.slots }()
+	default:
+		refuse(c, fmt.Sprintf("the router is serving %d clients already", maxClients))
 		return
 	}
 	s.mu.RLock()

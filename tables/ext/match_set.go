@@ -155,8 +155,9 @@ var matchSet = &tables.Match{
 		}
 		return nil
 	},
-	Save: func(a *tables.Args) string { return setText(a, "--") },
-	List: func(a *tables.Args, _ bool) string { return setText(a, "") },
+	Save:    func(a *tables.Args) string { return setText(a, "--") },
+	List:    func(a *tables.Args, _ bool) string { return setText(a, "") },
+	Depends: tables.DependsSets,
 	Compile: func(a *tables.Args, env *tables.Env) (tables.Pred, error) {
 		v := a.Get("match-set")
 		ref, err := takeSet(a, env, v.Str)
@@ -171,10 +172,14 @@ var matchSet = &tables.Match{
 		}
 		proto.Cmp = proto.Count != [2]ipset.Compare{}
 		not := v.Not
-		return func(_ *tables.Context, p *packet.Packet) bool {
+		return func(c *tables.Context, p *packet.Packet) bool {
+			set := ref.Set()
+			if !set.Steady(p) {
+				c.NotRepeatable()
+			}
 			q := proto
 			q.P = p
-			ok, _ := ref.Set().Match(&q)
+			ok, _ := set.Match(&q)
 			return ok != not
 		}, nil
 	},

@@ -132,7 +132,7 @@ func (b *bitmap) add(e *Elem, x *Ext, exist bool, now int64) error {
 		}
 	}
 	b.slots[i].Store(n)
-	s.gen.Add(1)
+	s.changed()
 	return nil
 }
 
@@ -148,7 +148,7 @@ func (b *bitmap) del(e *Elem, now int64) error {
 		return ErrExist
 	}
 	b.slots[i].Store(nil)
-	b.set.gen.Add(1)
+	b.set.changed()
 	if old.x.over(now) {
 		return ErrExist
 	}

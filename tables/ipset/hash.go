@@ -369,7 +369,7 @@ func (h *hashSet) put(k key, v value) {
 	if h.store.len() > n {
 		h.lengthsOf(k, 1)
 	}
-	h.set.gen.Add(1)
+	h.set.changed()
 	h.edited(k, v, true)
 }
 
@@ -377,7 +377,7 @@ func (h *hashSet) remove(k key) {
 	if !h.store.del(k) {
 		return
 	}
-	h.set.gen.Add(1)
+	h.set.changed()
 	h.edited(k, value{}, false)
 	h.lengthsOf(k, -1)
 }

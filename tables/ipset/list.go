@@ -82,7 +82,7 @@ func (l *list) add(e *Elem, x *Ext, exist bool, now int64) error {
 		all = slices.Insert(all, to, m)
 	}
 	l.live.Store(&all)
-	s.gen.Add(1)
+	s.changed()
 	return nil
 }
 
@@ -105,7 +105,7 @@ func (l *list) del(e *Elem, now int64) error {
 	all[at].ref.users--
 	all = slices.Delete(slices.Clone(all), at, at+1)
 	l.live.Store(&all)
-	s.gen.Add(1)
+	s.changed()
 	return nil
 }
 

@@ -111,17 +111,21 @@ func (s *Set) Options() Options {
 	return o
 }
 
-// Generation changes whenever the answer to a lookup may: with every change, and
-// when an element's time is over. It is read before the lookup it goes with.
-func (s *Set) Generation() uint64 { return s.gen.Load() }
+// changed is called after every change of the set's elements.
+func (s *Set) changed() {
+	s.gen.Add(1)
+	s.sets.gen.Add(1)
+}
 
-// Steady reports whether a lookup's answer holds until the next Generation, and
-// has no effect: a set with timeouts or counters has to be asked every time.
-func (s *Set) Steady() bool {
-	if s.list != nil {
+// Steady reports whether the answer for p holds, for p's connection and
+// direction, until Sets.Generation changes, and has no effect: a set with
+// timeouts or counters has to be asked every time, and so have those that look at
+// what is not the same in all packets of a connection.
+func (s *Set) Steady(p *packet.Packet) bool {
+	if s.list != nil || s.opt.HasTimeout || s.opt.Counters || s.typ.features&featMark != 0 {
 		return false
 	}
-	return !s.opt.HasTimeout && !s.opt.Counters
+	return s.typ.features&featPort == 0 || p.Flags&packet.HasPorts != 0
 }
 
 // extended reports whether elements carry anything.
@@ -354,7 +358,7 @@ func (s *Set) flushLocked() {
 	default:
 		s.hash.flush()
 	}
-	s.gen.Add(1)
+	s.changed()
 }
 
 // expire deletes the elements whose time is over.
@@ -374,7 +378,7 @@ func (s *Set) expire(now int64) {
 		gone = s.hash.expire(now)
 	}
 	if gone > 0 {
-		s.gen.Add(1)
+		s.changed()
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 // but a worker's; workers ask a Ref.
 type Sets struct {
 	clock func() int64
+	gen   atomic.Uint64
 
 	mu     sync.Mutex // never taken while a set's own lock is held
 	byName map[string]*Ref
@@ -40,6 +41,10 @@ func New(clock func() int64) *Sets {
 }
 
 func (s *Sets) now() int64 { return s.clock() }
+
+// Generation counts what may change the answer to a lookup in any of the sets.
+// It is read before the lookup that it goes with.
+func (s *Sets) Generation() *atomic.Uint64 { return &s.gen }
 
 // Create makes a set.
 func (s *Sets) Create(name, typ string, opt Options) error {
@@ -76,7 +81,9 @@ func (s *Sets) Put(name string, set *Set) (was *Set, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if r := s.byName[name]; r != nil {
-		return r.cur.Swap(set), nil
+		was = r.cur.Swap(set)
+		s.gen.Add(1)
+		return was, nil
 	}
 	return nil, s.place(name, set)
 }
@@ -285,6 +292,7 @@ func (s *Sets) Swap(a, b string) error {
 	}
 	x.cur.Store(sy)
 	y.cur.Store(sx)
+	s.gen.Add(1)
 	return nil
 }
 
