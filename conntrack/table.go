@@ -36,6 +36,9 @@ type Options struct {
 	// Log, if set, is told of invalid packets while net.netfilter.nf_conntrack_log_invalid
 	// is 255 or the packet's protocol. It runs on the packet's worker.
 	Log func(msg string, p *packet.Packet)
+	// Full, if set, is told of each packet that is dropped because the table is
+	// full. It runs on the packet's worker.
+	Full func()
 }
 
 // Table is the flow table with all that belongs to it. Its methods may be

@@ -34,6 +34,9 @@ func (w *Worker) Track(p *packet.Packet, hook uint8) bool {
 		e, idx, ok := w.resolve(p, tmpl)
 		if !ok {
 			w.stat(statDrop)
+			if p.Reason == ReasonTableFull && w.t.opt.Full != nil {
+				w.t.opt.Full()
+			}
 			return false
 		}
 		if e == nil {

@@ -227,6 +227,13 @@ rules = [
 	}
 }
 
+// TestLogInvalid: what is invalid is logged as Linux logs it, when it is asked for.
+func TestLogInvalid(t *testing.T) {
+	b := newBed(t, "[sysctl]\n\"net.netfilter.nf_conntrack_log_invalid\" = 6\n")
+	b.client.Raw("lan0").Send(lab.TCP("10.0.1.77", "198.51.100.77", 5000, 80, "SF", 1, 0))
+	b.r.Expect("nf_ct_proto_6: invalid tcp flag combination IN=lan0 OUT= MAC= SRC=10.0.1.77 DST=198.51.100.77 ", deadline)
+}
+
 // TestTableFull: with the table full of half-open connections a new one finds
 // its place all the same; full of established ones it is dropped by name.
 func TestTableFull(t *testing.T) {
@@ -245,6 +252,7 @@ func TestTableFull(t *testing.T) {
 		return n
 	}
 	b.r.AwaitDropped("conntrack.table_full", 1)
+	b.r.Expect("nf_conntrack: nf_conntrack: table full, dropping packet", deadline)
 	if n := count(); n > limit+2 { // each worker may be in the middle of one
 		t.Errorf("%d connections in a table of %d", n, limit)
 	}

@@ -2,6 +2,7 @@ package router
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -74,4 +75,26 @@ func (w *worker) logPacket(prefix string, level, flags uint8, p *packet.Packet) 
 	}
 	w.logBuf = tables.AppendLog(w.logBuf[:0], prefix, flags, p)
 	w.r.logs.add(level, string(w.logBuf))
+}
+
+const (
+	levelWarning = 4
+	levelNotice  = 5
+	// logDefault is what Linux logs of packets that no LOG rule asked for: TCP
+	// sequence numbers, TCP and IP options, the socket's owner.
+	logDefault = 0x0f
+)
+
+// logInvalid logs an invalid packet as net.netfilter.nf_conntrack_log_invalid
+// has Linux do it. It runs on the packet's worker.
+func (r *Router) logInvalid(msg string, p *packet.Packet) {
+	r.logs.add(levelNotice, string(tables.AppendLog(nil, fmt.Sprintf("nf_ct_proto_%d: %s ", p.Proto, msg), logDefault, p)))
+}
+
+// logFull says, as Linux does and as seldom (net.core.message_burst in
+// net.core.message_cost seconds), that connections find no room.
+func (r *Router) logFull() {
+	if r.fullLimit.Allow() {
+		r.logs.add(levelWarning, "nf_conntrack: nf_conntrack: table full, dropping packet")
+	}
 }

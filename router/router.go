@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"sluice/conntrack"
 	"sluice/internal/iptables"
 	"sluice/internal/proxy"
@@ -89,7 +91,8 @@ type Router struct {
 	links     []*link
 	nextIndex int
 	reloads   int
-	early     map[string]bool           // tunables that apply has set before the interfaces
+	early     map[string]bool // tunables that apply has set before the interfaces
+	fullLimit *rate.Limiter
 	lostDrops [packet.MaxReasons]uint64 // of workers' ports that are gone
 
 	inline   sync.Mutex    // taken for work on a worker without a goroutine
@@ -126,12 +129,12 @@ func New(cfg *Config, opt Options) (*Router, error) {
 		log: opt.Log, opt: opt, pid: os.Getpid(), started: time.Now(),
 		sysctl: s, cfg: &Config{}, nextIndex: 2, early: map[string]bool{},
 		lost: make(chan *link, 64), stopping: make(chan struct{}),
-		busyPoll: cfg.Router.BusyPoll,
+		busyPoll: cfg.Router.BusyPoll, fullLimit: rate.NewLimiter(rate.Every(500*time.Millisecond), 10),
 	}
 	r.forgetful.Store(cfg.Router.Forgetful)
 	r.fib = netstack.NewFIB(s)
 	r.lo = r.fib.Loopback()
-	r.ct = conntrack.New(s, conntrack.Options{Clock: r.clock})
+	r.ct = conntrack.New(s, conntrack.Options{Clock: r.clock, Log: r.logInvalid, Full: r.logFull})
 	r.nat = nat.New(r.ct, s)
 	r.sets = ipset.New(r.clock)
 	r.frags = frag.New(s)
