@@ -65,6 +65,19 @@ func MaskBits(m [16]byte) (n int, ok bool) {
 	return n, m == bitMask(n)
 }
 
+const maxHostName = 255
+
+// mappedAddr reads an IPv4 address that is written as one of IPv6.
+func mappedAddr(fam uint8, s string) (out [16]byte, ok bool) {
+	a, err := netip.ParseAddr(s)
+	if err != nil || fam != packet.IPv4 || !a.Is4In6() {
+		return out, false
+	}
+	b := a.As4()
+	copy(out[:], b[:])
+	return out, true
+}
+
 // addrs reads -s or -d, if given: addresses, or names, with masks, in a list with commas.
 func (ps *Parser) addrs(text string, given bool) ([]Addr, error) {
 	if !given {
@@ -91,6 +104,12 @@ func (ps *Parser) addrs(text string, given bool) ([]Addr, error) {
 		found := [][16]byte{}
 		if a, ok := ParseAddr(ps.Family, host); ok {
 			found = append(found, a)
+		} else if a, ok := mappedAddr(ps.Family, host); ok {
+			found = append(found, a)
+		} else if has && m == ([16]byte{}) {
+			found = append(found, m) // under a mask of nothing the name does not matter
+		} else if len(host) > maxHostName {
+			return nil, Usagef("Hostname too long")
 		} else if ps.Resolve != nil && host != "" {
 			found = ps.Resolve(ps.Family, host)
 		}

@@ -96,7 +96,7 @@ func TestErrorNamesTheRule(t *testing.T) {
 
 func TestCountersAndStateOutliveEdits(t *testing.T) {
 	r := newRig(t, packet.IPv4)
-	r.must("filter -N sub", "filter -A sub -m limit --limit 1/day --limit-burst 2 -j ACCEPT", "filter -A FORWARD -j sub", "filter -A FORWARD -j DROP")
+	r.must("filter -N sub", "filter -A sub -m limit --limit 1/hour --limit-burst 2 -j ACCEPT", "filter -A FORWARD -j sub", "filter -A FORWARD -j DROP")
 	p := forwarded(t, "udp 10.0.0.1:1 > 10.0.0.2:2")
 	send := func() string {
 		p.Reason = 0
@@ -121,7 +121,7 @@ func TestCountersAndStateOutliveEdits(t *testing.T) {
 	if s := r.save(tables.Filter); !strings.Contains(s, "-A FORWARD -j web\n") || strings.Contains(s, "sub") {
 		t.Error(s)
 	}
-	r.must("filter -R web 1 -m limit --limit 1/day --limit-burst 2 -j ACCEPT")
+	r.must("filter -R web 1 -m limit --limit 1/hour --limit-burst 2 -j ACCEPT")
 	if send() != "accept" || r.counts(tables.Filter, "web") != "1 1" {
 		t.Error("a replaced rule starts afresh: ", r.counts(tables.Filter, "web"))
 	}

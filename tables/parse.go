@@ -629,8 +629,8 @@ func ParseRule(reg *Registry, fam uint8, table TableID, chain string, args []str
 
 func isExtHeader(proto uint8) bool {
 	switch proto {
-	case 0, 43, 44, 50, 51, 60, 59:
-		return proto != 0 && proto != 59
+	case 43, 44, 51, 60:
+		return true
 	}
 	return false
 }

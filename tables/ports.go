@@ -68,34 +68,28 @@ type serviceRange struct{}
 func (serviceRange) Args() int { return 1 }
 
 func (serviceRange) Parse(o *OptionContext, text []string, v *Value) error {
-	parts := strings.Split(text[0], ":")
-	if len(parts) > 2 {
-		return Usagef("%s: Too many components for option \"--%s\" (max: 2)\n", o.Ext, o.Name)
-	}
 	ends := [2]uint64{0, 65535}
-	for i, s := range parts {
-		s = strings.TrimLeft(s, " ")
-		if s == "" {
-			if len(parts) == 1 {
-				ends[0] = 0 // an empty word is port 0
-			}
-			continue
+	n, err := o.parts(text[0], func(i int, s string) (string, error) {
+		word, rest := s, ""
+		if at := strings.IndexByte(s, ':'); at >= 0 {
+			word, rest = s[:at], s[at:]
 		}
-		n, err := strconv.ParseUint(s, 10, 16)
+		x, err := strconv.ParseUint(strings.TrimPrefix(strings.TrimLeft(word, " "), "+"), 10, 16)
 		if err != nil {
-			p, ok := ServicePort(s, "")
+			p, ok := ServicePort(word, "")
 			if !ok {
-				return Usagef("Port \"%s\" does not resolve to anything.\n", s)
+				return "", Usagef("Port \"%s\" does not resolve to anything.\n", word)
 			}
-			n = uint64(p)
+			x = uint64(p)
 		}
-		ends[i] = n
-	}
-	if len(parts) == 1 {
-		ends[1] = ends[0]
-	}
+		ends[i] = x
+		return rest, nil
+	})
 	v.Lo, v.Hi = ends[0], ends[1]
-	return nil
+	if n == 1 {
+		v.Hi = v.Lo
+	}
+	return err
 }
 
 func (serviceRange) Format(v *Value) string { return PortRangeType{}.Format(v) }

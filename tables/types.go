@@ -74,42 +74,44 @@ var (
 func (t UintRange) Args() int { return 1 }
 
 func (t UintRange) Parse(o *OptionContext, text []string, v *Value) error {
-	s := text[0]
-	v.Lo, v.Hi = 0, t.Max
-	if strings.Count(s, ":") > 1 {
-		return Usagef("%s: Too many components for option \"--%s\" (max: 2)\n", o.Ext, o.Name)
-	}
-	if s == "" {
-		v.Hi = 0
-		return nil
-	}
-	if !strings.HasPrefix(s, ":") {
-		n, rest, ok := Strtoul(s, 0, t.Max)
+	ends := [2]uint64{0, t.Max}
+	n, err := o.parts(text[0], func(i int, s string) (string, error) {
+		x, rest, ok := Strtoul(s, 0, t.Max)
 		if !ok {
-			return o.errNear(s, 0, t.Max)
+			return "", o.errNear(s, 0, t.Max)
 		}
-		v.Lo = n
-		if rest == "" {
-			v.Hi = n
-			return nil
+		if rest != "" && rest[0] != ':' {
+			return "", Usagef("%s: Argument to \"--%s\" has unexpected characters near \"%s\".\n", o.Ext, o.Name, rest)
 		}
-		if rest[0] != ':' {
-			return Usagef("%s: Argument to \"--%s\" has unexpected characters near \"%s\".\n", o.Ext, o.Name, rest)
+		ends[i] = x
+		return rest, nil
+	})
+	v.Lo, v.Hi = ends[0], ends[1]
+	if n == 1 {
+		v.Hi = v.Lo
+	}
+	return err
+}
+
+// parts takes an argument of at most two parts with a colon between them apart,
+// from the left, as libxtables does: what comes first is complained about first.
+// read gets what is left, from part i on, and gives what follows the part; it is
+// not called for an empty part. n is how many parts there are.
+func (o *OptionContext) parts(s string, read func(i int, s string) (rest string, err error)) (n int, err error) {
+	for ; ; n++ {
+		if s == "" && n < 2 {
+			return n + 1, nil
 		}
-		s = rest
+		if n == 2 {
+			return n, Usagef("%s: Too many components for option \"--%s\" (max: 2)\n", o.Ext, o.Name)
+		}
+		if s[0] != ':' {
+			if s, err = read(n, s); err != nil || s == "" {
+				return n + 1, err
+			}
+		}
+		s = s[1:]
 	}
-	if s = s[1:]; s == "" {
-		return nil
-	}
-	n, rest, ok := Strtoul(s, 0, t.Max)
-	if !ok {
-		return o.errNear(s, 0, t.Max)
-	}
-	if rest != "" {
-		return Usagef("%s: Argument to \"--%s\" has unexpected characters near \"%s\".\n", o.Ext, o.Name, rest)
-	}
-	v.Hi = n
-	return nil
 }
 
 func (t UintRange) Format(v *Value) string {
@@ -287,7 +289,7 @@ func (hostMask) Parse(o *OptionContext, text []string, v *Value) error {
 	host, mask, has := strings.Cut(text[0], "/")
 	a, ok := parseHost(o.Family, host)
 	if !ok {
-		if x, err := netip.ParseAddr(host); err == nil && x.Is4() == (o.Family == packet.IPv6) {
+		if _, other := parseHost(packet.IPv4+packet.IPv6-o.Family, host); other {
 			return Usagef("getaddrinfo: Address family for hostname not supported\n")
 		}
 		return Usagef("getaddrinfo: Name or service not known\n")

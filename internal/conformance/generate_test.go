@@ -3,6 +3,7 @@ package conformance
 import (
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"regexp"
 	"slices"
 	"strings"
@@ -22,6 +23,10 @@ type generator struct {
 	transit  bool     // nothing is sent to or by the router's own sockets
 	withSets bool
 	dims     [4]int // flags that the sets take
+	zones    bool   // rules give connections a zone
+
+	hosts []string // addresses and ports that the rules speak of, if any
+	ports []int
 }
 
 func newGenerator(seed uint64) *generator {
@@ -51,6 +56,7 @@ func (g *generator) scenario(net []string) *scenario {
 		s.sets = g.sets()
 	}
 	s.rules[f] = g.rules()
+	g.zones = strings.Contains(strings.Join(s.rules[f], " "), "--zone")
 	for range 1 + g.IntN(4) {
 		g.flows = append(g.flows, g.flow())
 	}
@@ -437,7 +443,34 @@ func (g *generator) flow() *genFlow {
 		return g.flow()
 	}
 	f.sport, f.dport = pickOne(g, 5000, 5001, 500, 40000), pickOne(g, 53, 80, 9, 5000)
+	if len(g.hosts) > 0 && g.chance(60) {
+		f.src = pickOne(g, g.hosts...)
+	}
+	if len(g.hosts) > 0 && g.chance(60) {
+		f.dst = pickOne(g, g.hosts...)
+	}
+	if len(g.ports) > 0 && g.chance(80) {
+		f.dport = pickOne(g, g.ports...)
+		f.sport = 1024 + g.IntN(40000)
+	}
+	if f.src == f.dst {
+		return g.flow()
+	}
 	return f
+}
+
+// inside is an address in a prefix that a packet can have.
+func inside(prefix string, r *rand.Rand) (string, bool) {
+	p, err := netip.ParsePrefix(prefix)
+	if err != nil || p.Addr().IsUnspecified() || p.Addr().IsMulticast() || p.Addr().IsLoopback() || p.Bits() < 8 {
+		return "", false
+	}
+	b := p.Addr().AsSlice()
+	if left := len(b)*8 - p.Bits(); left >= 8 {
+		b[len(b)-1] = byte(1 + r.IntN(250))
+	}
+	a, _ := netip.AddrFromSlice(b)
+	return a.String(), !a.IsLinkLocalUnicast()
 }
 
 func (f *genFlow) ported() bool { return f.proto != "icmp" && f.proto != "icmp6" && f.proto[0] > '9' }
@@ -501,7 +534,11 @@ func (g *generator) event() {
 	f := pickOne(g, g.flows...)
 	switch {
 	case g.chance(2):
-		g.lines = append(g.lines, "do conntrack "+pickOne(g, "-F", "-D -p udp", "-D -p tcp -f "+g.f("ipv4", "ipv6"), "-U -s "+g.f("10.1.0.2", "fd01::2")+" -m 1"))
+		update := "-U -s " + g.f("10.1.0.2", "fd01::2") + " -m 1"
+		if g.zones {
+			update = "-D -s " + g.f("10.1.0.2", "fd01::2") // see docs/differences.md
+		}
+		g.lines = append(g.lines, "do conntrack "+pickOne(g, "-F", "-D -p udp", "-D -p tcp -f "+g.f("ipv4", "ipv6"), update))
 	case g.chance(6) && !g.transit:
 		g.send()
 	case len(f.sent) == 0 || g.chance(35) && f.sport < 20000 || f.sport == 40000:

@@ -54,7 +54,7 @@ func (b *bench) try(s *scenario) []string {
 	for _, o := range b.ours {
 		ours := o.load(s)
 		if (ours != "") != (why != "") {
-			return []string{fmt.Sprintf("rules: the kernel says %q, we %q", why, ours)}
+			return []string{fmt.Sprintf("rules: the kernel says %.120q, we %.120q", why, ours)}
 		}
 		c.add(o)
 	}
@@ -110,23 +110,27 @@ func place(seed uint64) (net []string, offload bool) {
 	return networks[seed%n], seed/n%2 == 1
 }
 
-// shrink leaves rules and frames out as long as there is a difference.
+// shrink leaves rules and frames out as long as there is a difference: many at
+// a time at first.
 func (b *bench) shrink(s *scenario, diffs []string) (*scenario, []string) {
-	end := time.Now().Add(8 * time.Second)
-	for smaller := true; smaller; {
-		smaller = false
-		for i := range s.pieces() {
+	end := time.Now().Add(20 * time.Second)
+	for n := s.pieces() / 2; n > 0; {
+		smaller := false
+		for i := s.pieces() - n; ; i = max(i-n, 0) {
 			if time.Now().After(end) {
 				return s, diffs
 			}
-			x := s.without(i)
-			if x == nil {
-				continue
+			if x := s.without(i, n); x != nil {
+				if d := b.try(x); len(d) > 0 && !strings.HasPrefix(d[0], "rules: ") {
+					s, diffs, smaller = x, d, true
+				}
 			}
-			if d := b.try(x); len(d) > 0 {
-				s, diffs, smaller = x, d, true
+			if i == 0 || i >= s.pieces() {
 				break
 			}
+		}
+		if n = min(n, s.pieces()); !smaller || n > 1 {
+			n /= 2
 		}
 	}
 	return s, diffs

@@ -637,67 +637,49 @@ func sameLines(recorded, got []string) bool {
 // pieces is how many things without can leave out.
 func (s *scenario) pieces() int { return len(s.steps) + len(s.rules[0]) + len(s.rules[1]) }
 
-// without is the scenario with one piece left out: a step, and those that refer
-// to it, or a rule. nil: it cannot be.
-func (s *scenario) without(i int) *scenario {
+// without is the scenario with n pieces left out from the i-th on: steps, and
+// those that refer to them, or rules. nil: it cannot be.
+func (s *scenario) without(i, n int) *scenario {
 	x := *s
 	x.steps = nil
-	if i >= len(s.steps) {
-		for _, st := range s.steps {
-			cp := *st
-			x.steps = append(x.steps, &cp)
-		}
-		i -= len(s.steps)
-		f := 0
-		if i >= len(s.rules[0]) {
-			f, i = 1, i-len(s.rules[0])
-		}
-		if user, ok := chainMade(s.rules[f][i]); ok {
-			for _, l := range s.rules[f] {
-				if l != s.rules[f][i] && strings.HasPrefix(l, user[0]) && slices.Contains(strings.Fields(l), user[1]) {
-					return nil
-				}
-			}
-		}
-		x.rules[f] = slices.Delete(slices.Clone(s.rules[f]), i, i+1)
-		return &x
-	}
+	gone := func(piece int) bool { return piece >= i && piece < i+n }
 	// Numbers of the steps that stay; 0: gone.
 	number := map[int]int{}
-	n := 0
+	k := 0
 	for j, st := range s.steps {
-		gone := j == i
+		out := gone(j)
 		line := refNumber.ReplaceAllStringFunc(st.line, func(w string) string {
-			k, _ := strconv.Atoi(w[1:])
-			if number[k] == 0 {
-				gone = true
+			at, _ := strconv.Atoi(w[1:])
+			if number[at] == 0 {
+				out = true
 			}
-			return fmt.Sprint("@", number[k])
+			return fmt.Sprint("@", number[at])
 		})
-		if gone {
+		if out {
 			continue
 		}
 		if st.n > 0 {
-			n++
-			number[st.n] = n
+			k++
+			number[st.n] = k
 		}
 		var y scenario
 		if err := y.parseFrames([]string{line}); err != nil {
 			return nil
 		}
-		y.steps[0].n = n
+		y.steps[0].n = k
 		x.steps = append(x.steps, y.steps[0])
+	}
+	at := len(s.steps)
+	for f := range s.rules {
+		x.rules[f] = nil
+		for _, l := range s.rules[f] {
+			if !gone(at) {
+				x.rules[f] = append(x.rules[f], l)
+			}
+			at++
+		}
 	}
 	return &x
 }
 
 var refNumber = regexp.MustCompile(`@\d+`)
-
-// chainMade reads "-t TABLE -N CHAIN": the beginning of the table's lines, and the chain.
-func chainMade(rule string) (_ [2]string, ok bool) {
-	w := strings.Fields(rule)
-	if len(w) != 4 || w[2] != "-N" {
-		return [2]string{}, false
-	}
-	return [2]string{w[0] + " " + w[1] + " ", w[3]}, true
-}

@@ -18,7 +18,7 @@ func (namedMark) Args() int { return 1 }
 func (t namedMark) Parse(o *tables.OptionContext, text []string, v *tables.Value) error {
 	n, rest, ok := tables.Strtoul(text[0], 0, all32)
 	v.Lo, v.Hi = n, all32
-	if !ok {
+	if !ok || rest != "" && rest[0] != '/' {
 		for _, x := range readNames(t.file) {
 			if x.name == text[0] {
 				v.Lo = x.n
@@ -30,10 +30,10 @@ func (t namedMark) Parse(o *tables.OptionContext, text []string, v *tables.Value
 	if rest == "" {
 		return nil
 	}
-	if rest[0] == '/' {
-		v.Hi, rest, ok = tables.Strtoul(rest[1:], 0, all32)
+	if v.Hi, rest, ok = tables.Strtoul(rest[1:], 0, all32); ok && rest != "" {
+		return tables.Usagef("%s: trailing garbage after value for option \"--%s\".\n", o.Ext, o.Name)
 	}
-	if !ok || rest != "" {
+	if !ok {
 		return tables.Usagef("%s: bad integer value for option \"--%s\", or out of range.\n", o.Ext, o.Name)
 	}
 	return nil

@@ -29,8 +29,8 @@ func (labelBit) Parse(_ *tables.OptionContext, text []string, v *tables.Value) e
 			return nil
 		}
 	}
-	n, rest, ok := tables.Strtoul(s, 0, all32-1)
-	if !ok || rest != "" {
+	n, rest, ok := tables.Strtoul(s, 0, all32)
+	if !ok || rest != "" || n > 1<<31-1 {
 		e := tables.Usagef("label '%s' not found or invalid value", s)
 		if names == nil {
 			e.Before = "Warning: cannot open " + labelFile + ": No such file or directory"

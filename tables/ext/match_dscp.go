@@ -9,10 +9,13 @@ import (
 )
 
 // dscpClasses are the per-hop behaviours of RFC 2474, 2597 and 3246.
-var dscpClasses = map[string]uint64{
-	"CS0": 0x00, "CS1": 0x08, "CS2": 0x10, "CS3": 0x18, "CS4": 0x20, "CS5": 0x28, "CS6": 0x30, "CS7": 0x38, "BE": 0x00,
-	"AF11": 0x0a, "AF12": 0x0c, "AF13": 0x0e, "AF21": 0x12, "AF22": 0x14, "AF23": 0x16,
-	"AF31": 0x1a, "AF32": 0x1c, "AF33": 0x1e, "AF41": 0x22, "AF42": 0x24, "AF43": 0x26, "EF": 0x2e,
+var dscpClasses = []struct {
+	name  string
+	value uint64
+}{
+	{"CS0", 0x00}, {"CS1", 0x08}, {"CS2", 0x10}, {"CS3", 0x18}, {"CS4", 0x20}, {"CS5", 0x28}, {"CS6", 0x30}, {"CS7", 0x38}, {"BE", 0x00},
+	{"AF11", 0x0a}, {"AF12", 0x0c}, {"AF13", 0x0e}, {"AF21", 0x12}, {"AF22", 0x14}, {"AF23", 0x16},
+	{"AF31", 0x1a}, {"AF32", 0x1c}, {"AF33", 0x1e}, {"AF41", 0x22}, {"AF42", 0x24}, {"AF43", 0x26}, {"EF", 0x2e},
 }
 
 // dscpValue is a code point in Value.Lo, printed in hex.
@@ -26,12 +29,13 @@ type dscpClass struct{}
 func (dscpClass) Args() int { return 1 }
 
 func (dscpClass) Parse(_ *tables.OptionContext, text []string, v *tables.Value) error {
-	n, ok := dscpClasses[strings.ToUpper(text[0])]
-	if !ok {
-		return tables.Usagef("Invalid DSCP value `%s'", text[0])
+	for _, c := range dscpClasses {
+		if len(text[0]) >= len(c.name) && strings.EqualFold(text[0][:len(c.name)], c.name) { // what follows is not looked at
+			v.Lo = c.value
+			return nil
+		}
 	}
-	v.Lo = n
-	return nil
+	return tables.Usagef("Invalid DSCP value `%s'", text[0])
 }
 
 func (dscpClass) Format(v *tables.Value) string { return fmt.Sprintf("0x%02x", v.Lo) }

@@ -77,20 +77,34 @@ func (t icmpType) Parse(_ *tables.OptionContext, text []string, v *tables.Value)
 		v.Lo, v.Hi = uint64(n.typ), uint64(n.codeLo)<<8|uint64(n.hi)
 		return nil
 	}
-	typ, code, has := strings.Cut(s, "/")
-	n, rest, ok := tables.Strtoul(typ, 0, 255)
-	if !ok || rest != "" {
-		return tables.Usagef("Unknown %s type `%s'", t.proto, typ)
+	lo, hi, rest, ok := icmpRange(s)
+	if !ok {
+		return tables.Usagef("Unknown %s type `%s'", t.proto, s)
 	}
-	v.Lo, v.Hi = n, 0xff
-	if has {
-		n, rest, ok := tables.Strtoul(code, 0, 255)
-		if !ok || rest != "" {
+	v.Lo, v.Hi = lo, 0xff
+	if strings.HasPrefix(rest, "/") {
+		from, to, more, ok := icmpRange(rest[1:])
+		if !ok {
 			return tables.Usagef("Unknown %s code `%s'", t.proto, s)
 		}
-		v.Hi = n<<8 | n
+		v.Hi, rest = from<<8|to, more
+	}
+	if rest != "" {
+		return tables.Usagef("unknown character %c", rest[0])
+	}
+	if lo != hi {
+		return tables.Usagef("%s type range not supported", t.proto)
 	}
 	return nil
+}
+
+// icmpRange reads "n" or "n:m" at the beginning of s.
+func icmpRange(s string) (lo, hi uint64, rest string, ok bool) {
+	if lo, rest, ok = tables.Strtoul(s, 0, 255); ok && strings.HasPrefix(rest, ":") {
+		hi, rest, ok = tables.Strtoul(rest[1:], 0, 255)
+		return lo, hi, rest, ok
+	}
+	return lo, lo, rest, ok
 }
 
 func (t icmpType) Format(v *tables.Value) string {

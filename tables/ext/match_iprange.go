@@ -31,7 +31,7 @@ func (addrRange) Parse(o *tables.OptionContext, text []string, v *tables.Value) 
 	}
 	v.Lo = uint64(o.Family)
 	if bytes.Compare(v.A[:], v.B[:]) > 0 {
-		o.Warn("xt_iprange: range " + addrRange{}.Format(v) + " is reversed and will never match")
+		o.Warn("xt_iprange: range " + from + "-" + to + " is reversed and will never match")
 	}
 	return nil
 }

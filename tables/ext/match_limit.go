@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 	"sync/atomic"
+	"syscall"
 
 	"sluice/packet"
 	"sluice/tables"
@@ -35,10 +36,7 @@ func (rateType) Parse(_ *tables.OptionContext, text []string, v *tables.Value) e
 			}
 		}
 	}
-	n := atoi(strings.TrimPrefix(num, "-"))
-	if mult != 0 && n != 0 && num[0] == '-' {
-		return tables.Usagef("Rate too fast \"%s\"", text[0])
-	}
+	n := uint64(uint32(atoi(num)))
 	if mult == 0 || n == 0 {
 		return tables.Usagef("bad rate \"%s\"'", text[0])
 	}
@@ -63,12 +61,27 @@ func (rateType) Format(v *tables.Value) string {
 	return fmt.Sprintf("%d/%s", limitUnits[best].seconds*limitScale/v.Lo, names[best])
 }
 
-// atoi reads the digits at the beginning of s, as C does; 0 without any.
-func atoi(s string) (n uint64) {
-	for i := 0; i < len(s) && s[i] >= '0' && s[i] <= '9' && n < 1<<31; i++ {
-		n = n*10 + uint64(s[i]-'0')
+// atoi reads the number at the beginning of s as C's does, which cuts it to an
+// int; 0 without any.
+func atoi(s string) int32 {
+	s = strings.TrimLeft(s, " ")
+	s, minus := strings.CutPrefix(s, "-")
+	if !minus {
+		s = strings.TrimPrefix(s, "+")
 	}
-	return n
+	const most = 1<<63 - 1
+	n := uint64(0)
+	for i := 0; i < len(s) && s[i] >= '0' && s[i] <= '9'; i++ {
+		if d := uint64(s[i] - '0'); n <= (most-d)/10 {
+			n = n*10 + d
+		} else {
+			n = most
+		}
+	}
+	if minus {
+		n = -n
+	}
+	return int32(n)
 }
 
 var matchLimit = &tables.Match{
@@ -99,8 +112,27 @@ var matchLimit = &tables.Match{
 		return fmt.Sprintf(" limit: avg %s burst %d", rateType{}.Format(a.Get("limit")), a.Num("limit-burst"))
 	},
 	Compile: func(a *tables.Args, _ *tables.Env) (tables.Pred, error) {
-		return newBucket(int64(a.Num("limit"))*(1e9/limitScale), int64(a.Num("limit-burst"))).match, nil
+		avg, burst := uint32(a.Num("limit")), uint32(a.Num("limit-burst"))
+		cost, depth := limitCredits(avg), limitCredits(avg*burst)
+		if depth < cost {
+			return nil, tables.Refuse(syscall.ERANGE, "limit: a burst of %d at that rate is more than can be counted", burst)
+		}
+		return newBucket(int64(cost)*limitCredit, int64(depth)*limitCredit).match, nil
 	},
+}
+
+// Linux counts in credits of 32 bits, and wraps around: so do the limits here.
+const (
+	creditsPerSecond = 32000
+	limitCredit      = 1e9 / creditsPerSecond // ns
+)
+
+// limitCredits is a time in ten thousandths of a second as credits.
+func limitCredits(x uint32) uint32 {
+	if x > (1<<32-1)/creditsPerSecond {
+		return x / limitScale * creditsPerSecond
+	}
+	return x * creditsPerSecond / limitScale
 }
 
 // bucket is a token bucket kept as one number: the time at which it will be full
@@ -110,7 +142,7 @@ type bucket struct {
 	full        atomic.Int64
 }
 
-func newBucket(cost, burst int64) *bucket { return &bucket{cost: cost, depth: cost * burst} }
+func newBucket(cost, depth int64) *bucket { return &bucket{cost: cost, depth: depth} }
 
 func (b *bucket) match(_ *tables.Context, p *packet.Packet) bool {
 	for {

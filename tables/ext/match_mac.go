@@ -26,17 +26,30 @@ func (macAddr) Parse(_ *tables.OptionContext, text []string, v *tables.Value) er
 	return nil
 }
 
+// hexByte reads at most two characters as C's strtol does: blanks and a sign
+// may come first, and nothing is 0.
 func hexByte(s string) (byte, bool) {
-	if s == "" || len(s) > 2 {
+	if len(s) > 2 {
+		return 0, false
+	}
+	d := strings.TrimLeft(s, " ")
+	d, minus := strings.CutPrefix(d, "-")
+	if !minus {
+		d = strings.TrimPrefix(d, "+")
+	}
+	if d == "" && s != "" {
 		return 0, false
 	}
 	n := 0
-	for _, c := range strings.ToLower(s) {
+	for _, c := range strings.ToLower(d) {
 		i := strings.IndexRune("0123456789abcdef", c)
 		if i < 0 {
 			return 0, false
 		}
 		n = n<<4 | i
+	}
+	if minus {
+		n = -n
 	}
 	return byte(n), true
 }

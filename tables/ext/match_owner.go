@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os/user"
 	"strconv"
-	"strings"
 
 	"sluice/hooks"
 	"sluice/packet"
@@ -23,18 +22,13 @@ func (t ownerID) Parse(o *tables.OptionContext, text []string, v *tables.Value) 
 		v.Lo, v.Hi = n, n
 		return nil
 	}
-	from, to, has := strings.Cut(text[0], "-")
-	lo, rest, ok := tables.Strtoul(from, 0, 1<<32-2)
+	lo, rest, ok := tables.Strtoul(text[0], 0, 1<<32-2)
+	v.Lo, v.Hi = lo, lo
+	if ok && rest != "" && (rest[0] == '-' || rest[0] == ':') {
+		v.Hi, rest, ok = tables.Strtoul(rest[1:], 0, 1<<32-2)
+	}
 	if !ok || rest != "" {
 		return bad
-	}
-	v.Lo, v.Hi = lo, lo
-	if has {
-		hi, rest, ok := tables.Strtoul(to, 0, 1<<32-2)
-		if !ok || rest != "" {
-			return bad
-		}
-		v.Hi = hi
 	}
 	return nil
 }

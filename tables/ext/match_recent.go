@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"hash/maphash"
 	"math/bits"
+	"strings"
 
 	"sluice/packet"
 	"sluice/tables"
@@ -37,15 +38,10 @@ type recentMask struct{}
 func (recentMask) Args() int { return 1 }
 
 func (recentMask) Parse(o *tables.OptionContext, text []string, v *tables.Value) error {
-	if err := tables.HostMask.Parse(o, text, v); err != nil {
-		return err
+	if strings.Contains(text[0], "/") {
+		return tables.Usagef("getaddrinfo: Name or service not known\n")
 	}
-	for _, c := range text[0] {
-		if c == '/' {
-			return tables.Usagef("getaddrinfo: Name or service not known\n")
-		}
-	}
-	return nil
+	return tables.HostMask.Parse(o, text, v)
 }
 
 func (recentMask) Format(v *tables.Value) string { return tables.FormatAddr(uint8(v.Lo), v.A) }

@@ -33,6 +33,9 @@ func (tosMask) Parse(_ *tables.OptionContext, text []string, v *tables.Value) er
 				return nil
 			}
 		}
+		if ok {
+			return tables.Usagef("Illegal value: \"%s\"", text[0])
+		}
 		return tables.Usagef("Symbolic name \"%s\" is unknown", text[0])
 	}
 	v.Lo, v.Hi = n, 0xff

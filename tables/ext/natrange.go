@@ -38,11 +38,12 @@ func (t natRange) Parse(o *tables.OptionContext, text []string, v *tables.Value)
 			addrs = s[i+1 : i+end]
 			_, ports, hasPorts = strings.Cut(s[i+end+1:], ":")
 			colon = -1
-		} else if colon >= 0 && strings.IndexByte(s[colon+1:], ':') >= 0 {
-			colon = -1 // more than one colon: an address
 		}
 	} else if i := strings.IndexByte(s, '['); i >= 0 {
 		return tables.Usagef("Invalid address format")
+	}
+	if colon >= 0 && strings.IndexByte(s[colon+1:], ':') >= 0 {
+		colon = -1 // more than one colon: an address
 	}
 	if colon >= 0 {
 		addrs, ports, hasPorts = s[:colon], s[colon+1:], true

@@ -1,0 +1,395 @@
+package conformance
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"regexp"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"sluice/internal/iptables"
+	"sluice/packet"
+	"sluice/router"
+)
+
+// answer is what a program leaves behind.
+type answer struct {
+	code        int
+	stdout, err string
+}
+
+// first is the exit code and the first line of the error. Which variant spoke
+// is left out.
+func (a answer) first() string {
+	l, _, _ := strings.Cut(a.err, "\n")
+	l = strings.Replace(l, "(nf_tables)", "(legacy)", 1)
+	// A namespace has nobody to ask for names.
+	l = strings.Replace(l, "Temporary failure in name resolution", "Name or service not known", 1)
+	return fmt.Sprintf("%d %s", a.code, l)
+}
+
+// program runs an iptables program: the real one, or sluice's.
+type program func(argv []string, stdin string) answer
+
+// realThing is the real iptables 1.8.9 of one variant, in a namespace of its own.
+type realThing struct {
+	binary string
+	jobs   chan func()
+}
+
+func newReference(t *testing.T, binary string) *realThing {
+	r := &realThing{binary, make(chan func())}
+	ready := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread dies with its namespace
+		err := unix.Unshare(unix.CLONE_NEWNET)
+		ready <- err
+		for f := range r.jobs {
+			f()
+		}
+	}()
+	if err := <-ready; err != nil {
+		t.Skip("cannot make a network namespace: ", err)
+	}
+	t.Cleanup(func() { close(r.jobs) })
+	return r
+}
+
+func (r *realThing) run(argv []string, stdin string) (a answer) {
+	done := make(chan struct{})
+	r.jobs <- func() {
+		defer close(done)
+		cmd := &exec.Cmd{Path: r.binary, Args: argv, Env: []string{"LC_ALL=C", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "XTABLES_LOCKFILE=/dev/null"}}
+		var o, e bytes.Buffer
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &o, &e
+		err := cmd.Run()
+		var x *exec.ExitError
+		if errors.As(err, &x) {
+			a.code = x.ExitCode()
+		} else if err != nil {
+			a.code = -1
+		}
+		a.stdout, a.err = o.String(), e.String()
+	}
+	<-done
+	return a
+}
+
+const (
+	legacyBinary = "/usr/sbin/xtables-legacy-multi"
+	nftBinary    = "/usr/sbin/xtables-nft-multi"
+)
+
+// knownHosts resolves what every host resolves.
+type knownHosts struct{}
+
+func (knownHosts) Addrs(fam uint8, name string) [][16]byte {
+	if name != "localhost" || fam == packet.IPv6 {
+		return nil
+	}
+	return [][16]byte{{127, 0, 0, 1}}
+}
+
+func (knownHosts) Name(uint8, [16]byte) string { return "" }
+
+// ourPrograms is sluice's commands, on a router of their own.
+func ourPrograms(t *testing.T) program {
+	r, err := router.New(&router.Config{Router: router.RouterConfig{Workers: 1}}, router.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { r.Close() })
+	engines := r.IPTables()
+	engines.Resolver = knownHosts{}
+	return func(argv []string, stdin string) answer {
+		var o, e bytes.Buffer
+		files := iptables.ClientArgs(argv)
+		if files.Input != "" {
+			return answer{1, "", files.OpenError(&fs.PathError{Op: "open", Err: syscall.ENOENT})}
+		}
+		code := iptables.Run(engines, files.Args, strings.NewReader(stdin), &o, &e)
+		return answer{code, o.String(), e.String()}
+	}
+}
+
+// textBench is sluice and both variants of the real thing.
+type textBench struct {
+	ours, legacy, nft program
+}
+
+func newTextBench(t *testing.T) *textBench {
+	t.Helper()
+	needRoot(t)
+	b := &textBench{ours: ourPrograms(t)}
+	for _, r := range []struct {
+		binary, name string
+		p            *program
+	}{{legacyBinary, "legacy", &b.legacy}, {nftBinary, "nf_tables", &b.nft}} {
+		if _, err := os.Stat(r.binary); err != nil {
+			t.Skip("needs ", r.binary)
+		}
+		*r.p = newReference(t, r.binary).run
+		if a := (*r.p)([]string{"iptables", "-V"}, ""); a.stdout != "iptables v1.8.9 ("+r.name+")\n" {
+			t.Skipf("the reference is iptables 1.8.9, this is %q", a.stdout)
+		}
+	}
+	return b
+}
+
+// textBatch is how many rules are in the tables at once, each in a chain of its own.
+const textBatch = 40
+
+func chainName(i int) string { return fmt.Sprintf("case%d", i) }
+
+// outcome is what became of one rule in one program: its refusal, or how it is printed.
+type outcome struct {
+	refused string // exit code and error's first line; "": it was taken
+	printed string
+}
+
+func (o outcome) String() string {
+	if o.refused != "" {
+		return "refused: " + o.refused + "\n"
+	}
+	return o.printed
+}
+
+// outcomes gives rules to a program, a chain each, and takes them out again.
+func outcomes(run program, cs []textCase) []outcome {
+	out := make([]outcome, len(cs))
+	tables := map[string]bool{} // "PROGRAM TABLE"
+	for _, c := range cs {
+		tables[c.prog()+" "+c.table] = true
+	}
+	for at := range tables {
+		prog, table, _ := strings.Cut(at, " ")
+		var s strings.Builder
+		fmt.Fprintf(&s, "*%s\n:other - [0:0]\n", table)
+		for i, c := range cs {
+			if c.prog() == prog && c.table == table {
+				fmt.Fprintf(&s, ":%s - [0:0]\n", chainName(i))
+			}
+		}
+		s.WriteString("COMMIT\n")
+		run([]string{prog + "-restore"}, s.String())
+	}
+	for i, c := range cs {
+		a := run(append([]string{c.prog(), "-t", c.table, "-A", chainName(i)}, c.args...), "")
+		if a.code != 0 {
+			out[i].refused = strings.ReplaceAll(a.first(), chainName(i), "CHAIN")
+		} else if a.err != "" {
+			out[i].printed = "warned: " + strings.ReplaceAll(a.first(), chainName(i), "CHAIN") + "\n"
+		}
+	}
+	for at := range tables {
+		prog, table, _ := strings.Cut(at, " ")
+		printed := map[string]string{}
+		for _, argv := range [][]string{
+			{prog, "-t", table, "-S"},
+			{prog, "-t", table, "-S", "-v"},
+			{prog + "-save", "-c", "-t", table},
+			{prog, "-t", table, "-L", "-n", "-v", "-x", "--line-numbers"},
+			{prog, "-t", table, "-L", "-n"},
+		} {
+			a := run(argv, "")
+			if a.code != 0 {
+				printed["case0"] += fmt.Sprintf("%v: %s\n", argv, a.first())
+			}
+			for chain, text := range byChain(a.stdout) {
+				printed[chain] += text
+			}
+		}
+		for i, c := range cs {
+			if c.prog() == prog && c.table == table && out[i].refused == "" {
+				out[i].printed += strings.ReplaceAll(printed[chainName(i)], chainName(i), "CHAIN")
+			}
+		}
+		run([]string{prog, "-t", table, "-F"}, "")
+		run([]string{prog, "-t", table, "-X"}, "")
+	}
+	return out
+}
+
+var (
+	ruleLine  = regexp.MustCompile(`^(?:\[\d+:\d+\] )?-A (case\d+)\b`)
+	chainLine = regexp.MustCompile(`^Chain (case\d+) `)
+)
+
+// byChain takes what -S, -save or -L print apart; the lines of a listing belong
+// to the chain before them.
+func byChain(text string) map[string]string {
+	out := map[string]string{}
+	chain := ""
+	for _, l := range strings.SplitAfter(text, "\n") {
+		if m := ruleLine.FindStringSubmatch(l); m != nil {
+			out[m[1]] += l
+			continue
+		}
+		if strings.HasPrefix(l, "Chain ") {
+			chain = ""
+		}
+		if m := chainLine.FindStringSubmatch(l); m != nil {
+			chain = m[1]
+			continue
+		}
+		if chain != "" && strings.TrimSpace(l) != "" {
+			out[chain] += l
+		}
+	}
+	return out
+}
+
+// same: sluice does what one of the variants does.
+func same(ours, legacy, nft outcome) bool { return ours == legacy || ours == nft }
+
+// allowed are the differences that docs/differences.md has.
+func allowed(c *textCase, ours outcome, real ...outcome) bool {
+	target := c.args[len(c.args)-1]
+	for i := range c.args[:len(c.args)-1] {
+		if c.args[i] == "-j" {
+			target = c.args[i+1]
+		}
+	}
+	for _, r := range real {
+		switch {
+		case strings.HasSuffix(target, "SECMARK") && strings.Contains(r.refused, "No chain/target/match by that name"),
+			strings.HasSuffix(target, "SECMARK") && strings.Contains(r.refused, "No such file or directory"):
+			return true // there is no security module to refuse a label
+		case ours.refused != "" && r.refused == "" && slices.ContainsFunc(c.args, wraps):
+			return true // a number that does not fit wraps around in the real one
+		case ours.refused != "" && slices.Contains(c.args, "hashlimit") && slices.ContainsFunc(c.args, wraps):
+			return true // likewise, and goes on to the next complaint
+		case slices.Contains(c.args, "--cluster-local-nodemask") && strings.Contains(r.refused, "--cluster-local-nodemask"):
+			return true // the real one cannot read what it prints
+		case ours.refused == "" && r.refused == "" && slices.ContainsFunc(c.args, everything):
+			return true // the real one does not print a range of everything, also where "!" makes it nothing
+		}
+	}
+	return false
+}
+
+var (
+	bigNumber = regexp.MustCompile(`\d{5,}`)
+	allOfThem = regexp.MustCompile(`^0?:(65535|4294967295)?$`)
+)
+
+func wraps(arg string) bool {
+	return slices.ContainsFunc(bigNumber.FindAllString(arg, -1), func(n string) bool {
+		return len(n) > 5 || n > "65535"
+	})
+}
+
+func everything(arg string) bool { return allOfThem.MatchString(arg) }
+
+// diff is the indices of the cases that sluice treats otherwise than both variants.
+func (b *textBench) diff(cs []textCase) (bad []int, all [3][]outcome) {
+	var wg sync.WaitGroup
+	for i, p := range []program{b.ours, b.legacy, b.nft} {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			all[i] = outcomes(p, cs)
+		}()
+	}
+	wg.Wait()
+	for i := range cs {
+		if !same(all[0][i], all[1][i], all[2][i]) && !allowed(&cs[i], all[0][i], all[1][i], all[2][i]) {
+			bad = append(bad, i)
+		}
+	}
+	return bad, all
+}
+
+// shrink leaves arguments out as long as there is a difference.
+func (b *textBench) shrink(c textCase) (textCase, [3]outcome) {
+	var last [3]outcome
+	_, all := b.diff([]textCase{c})
+	for k := range all {
+		last[k] = all[k][0]
+	}
+	for smaller := true; smaller; {
+		smaller = false
+		for n := 2; n >= 1 && !smaller; n-- {
+			for i := 0; i+n <= len(c.args); i++ {
+				x := c
+				x.args = slices.Delete(slices.Clone(c.args), i, i+n)
+				if bad, all := b.diff([]textCase{x}); len(bad) > 0 {
+					c, smaller = x, true
+					for k := range all {
+						last[k] = all[k][0]
+					}
+					break
+				}
+			}
+		}
+	}
+	return c, last
+}
+
+// TestText gives each option of each match and target, with good values and
+// bad ones, to the real programs and to sluice's. Number n of the cases is
+// always the same one; after the systematic ones come combinations.
+func TestText(t *testing.T) {
+	layer(t, "text")
+	k := harvest(t)
+	list := systematic(k)
+	count := uint64(*cases)
+	if !*long {
+		count *= 2
+	} else if *cases >= 10000 {
+		count = max(count, uint64(len(list))+5000)
+	}
+	t.Logf("%d systematic cases", len(list))
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	const shards = 2
+	failed := make(chan struct{}, *failures)
+	for shard := range uint64(shards) {
+		b := newTextBench(t)
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			for at := shard * textBatch; at < count; at += shards * textBatch {
+				var cs []textCase
+				for n := *seed + at; n < *seed+min(at+textBatch, count); n++ {
+					if n-1 < uint64(len(list)) {
+						cs = append(cs, list[n-1])
+					} else {
+						cs = append(cs, randomCase(k, n))
+					}
+				}
+				bad, all := b.diff(cs)
+				results.count("text", len(cs), 0, len(bad))
+				for _, i := range bad {
+					select {
+					case failed <- struct{}{}:
+					default:
+						return // enough
+					}
+					if *brief {
+						t.Errorf("%s -t %s %q\nsluice    %s\nlegacy    %s\nnf_tables %s", cs[i].prog(), cs[i].table, cs[i].args, oneLine(all[0][i]), oneLine(all[1][i]), oneLine(all[2][i]))
+						continue
+					}
+					c, o := b.shrink(cs[i])
+					t.Errorf("make conformance LAYER=text CASES=1 SEED=%d\n%s -t %s -A CHAIN %q\nsluice:\n%sreal, legacy:\n%sreal, nf_tables:\n%s",
+						*seed+at+uint64(i), c.prog(), c.table, c.args, o[0], o[1], o[2])
+				}
+			}
+		}()
+	}
+}
+
+func oneLine(o outcome) string {
+	l, _, _ := strings.Cut(o.String(), "\n")
+	return l
+}
