@@ -79,6 +79,9 @@ func (optionList) Parse(o *tables.OptionContext, text []string, v *tables.Value)
 			return err
 		}
 		n := uint64(255)
+		if has && t&255 == 0 {
+			return tables.Usagef("%s", map[string]string{"dst": "PAD0 hasn't got length", "hbh": "PAD0 has not got length"}[o.Ext])
+		}
 		if has {
 			if n, err = optionNumber(o, "length", length); err != nil {
 				return err

@@ -114,7 +114,7 @@ var matchBPF = &tables.Match{
 		}
 		return nil
 	},
-	List: func(a *tables.Args, _ bool) string { return " match bpf " + a.Str("bytecode") + " " },
+	List: func(a *tables.Args, _ bool) string { return "match bpf " + a.Str("bytecode") + " " },
 	Check: func(a *tables.Args, _ *tables.Place) error {
 		v := a.Get("bytecode")
 		prog, err := parseBPF(strings.Trim(bytecode{}.Format(v), `"`))

@@ -2,6 +2,7 @@ package ext
 
 import (
 	"strconv"
+	"strings"
 
 	"sluice/conntrack"
 	"sluice/packet"
@@ -28,7 +29,7 @@ func (ctProto) Args() int { return 1 }
 
 func (ctProto) Parse(_ *tables.OptionContext, text []string, v *tables.Value) error {
 	n, ok := tables.ProtocolByName(text[0])
-	if !ok {
+	if !ok || n == 0 && strings.EqualFold(text[0], "all") && text[0] != "all" {
 		return tables.Usagef("unknown protocol \"%s\" specified", text[0])
 	}
 	v.Lo = uint64(n)

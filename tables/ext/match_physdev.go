@@ -2,6 +2,8 @@ package ext
 
 import (
 	"errors"
+	"fmt"
+	"strings"
 
 	"sluice/hooks"
 	"sluice/packet"
@@ -13,12 +15,15 @@ type bridgePort struct{}
 
 func (bridgePort) Args() int { return 1 }
 
-func (bridgePort) Parse(_ *tables.OptionContext, text []string, v *tables.Value) error {
+func (bridgePort) Parse(o *tables.OptionContext, text []string, v *tables.Value) error {
 	switch {
 	case text[0] == "":
 		return tables.Usagef("Empty interface is likely to be undesired")
 	case len(text[0]) > 15:
 		return tables.Usagef("interface name `%s' must be shorter than IFNAMSIZ (15)", text[0])
+	}
+	if strings.ContainsAny(text[0], "/ ") {
+		o.Warn(fmt.Sprintf("Warning: weird character in interface `%s' ('/' and ' ' are not allowed by the kernel).", text[0]))
 	}
 	v.Str = text[0]
 	return nil

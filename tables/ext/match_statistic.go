@@ -42,7 +42,7 @@ var matchStatistic = &tables.Match{
 	Families: tables.V4V6,
 	Doc:      "Matches packets by chance, or every n'th.",
 	Options: []tables.Option{
-		{Name: "mode", Type: statisticMode, Arg: "random|nth", Doc: "how packets are chosen"},
+		{Name: "mode", Type: statisticMode, Required: true, Arg: "random|nth", Doc: "how packets are chosen"},
 		{Name: "probability", Type: probability{}, Negatable: true, Arg: "p", Doc: "random: how likely, from 0 to 1"},
 		{Name: "every", Type: tables.Uint{Min: 1, Max: all32}, Negatable: true, Also: []string{"packet"}, Arg: "n", Doc: "nth: one packet of so many"},
 		{Name: "packet", Type: tables.U32, Arg: "p", Doc: "nth: how many packets come before the first match, from 0 to n-1"},

@@ -32,7 +32,10 @@ func (daytime) Parse(_ *tables.OptionContext, text []string, v *tables.Value) er
 	bad := func(s string) error {
 		return tables.Usagef("invalid time \"%s\" specified, should be hh:mm[:ss] format and within the boundaries", s)
 	}
-	h, rest, ok := tables.Strtoul(text[0], 0, 23)
+	h, rest, ok := uint64(0), text[0], true // parts may be empty
+	if !strings.HasPrefix(rest, ":") {
+		h, rest, ok = tables.Strtoul(rest, 0, 23)
+	}
 	if !ok || !strings.HasPrefix(rest, ":") {
 		return bad(text[0])
 	}
@@ -56,11 +59,18 @@ func (daytime) Format(v *tables.Value) string {
 	return fmt.Sprintf("%02d:%02d:%02d", v.Lo/3600, v.Lo/60%60, v.Lo%60)
 }
 
-// decimal reads digits up to most and gives what follows.
+// decimal reads digits up to most and gives what follows; none are 0.
 func decimal(s string, most uint64) (n uint64, rest string, ok bool) {
+	s = strings.TrimPrefix(strings.TrimLeft(s, " "), "+")
+	if strings.HasPrefix(s, "-") {
+		return 0, s, false
+	}
 	i := 0
 	for i < len(s) && s[i] >= '0' && s[i] <= '9' {
 		i++
+	}
+	if i == 0 {
+		return 0, s, true
 	}
 	n, err := strconv.ParseUint(s[:i], 10, 64)
 	return n, s[i:], err == nil && n <= most
@@ -74,7 +84,7 @@ func (date) Args() int { return 1 }
 func (date) Parse(_ *tables.OptionContext, text []string, v *tables.Value) error {
 	bad := tables.Usagef("Invalid date \"%s\" specified. Should be YYYY[-MM[-DD[Thh[:mm[:ss]]]]]", text[0])
 	part := [6]uint64{0, 1, 1}
-	least, most := [6]uint64{1970, 1, 1, 0, 0, 0}, [6]uint64{2038, 12, 31, 23, 59, 59}
+	least, most := [6]uint64{1970, 0, 0, 0, 0, 0}, [6]uint64{2038, 12, 31, 23, 59, 59}
 	s := text[0]
 	for i := range part {
 		n, rest, ok := decimal(s, most[i])
@@ -105,14 +115,20 @@ type dayList struct{ month bool }
 func (dayList) Args() int { return 1 }
 
 func (t dayList) Parse(o *tables.OptionContext, text []string, v *tables.Value) error {
-	for _, w := range strings.Split(text[0], ",") {
-		if w == "" {
+	words := strings.Split(text[0], ",")
+	for i, w := range words {
+		if w == "" && (t.month || i == len(words)-1) {
 			continue
+		}
+		if w == "" {
+			w = "0"
 		}
 		n, rest, ok := tables.Strtoul(w, 0, all32)
 		switch {
 		case t.month && (!ok || rest != "" || n > 31):
 			return tables.Usagef("%s is not a valid day for --monthdays", w)
+		case !t.month && ok && n > 31:
+			return tables.Usagef("%s is not a valid day specifier", w)
 		case !t.month && ok && rest == "" && n == 0:
 			return tables.Usagef("No, the week does NOT begin with Sunday.")
 		case !t.month && (!ok || rest != ""):

@@ -156,9 +156,19 @@ func (r *u32Reader) location(t *u32Test) (err error) {
 // values reads what is behind the "="; more: another test follows.
 func (r *u32Reader) values(t *u32Test) (more bool, err error) {
 	for {
+		start := r.at
 		r.space()
+		if r.at == len(r.s) && len(t.values) > 0 {
+			r.at = start
+		}
 		if r.at == len(r.s) && len(t.values) == 0 {
 			return false, tables.Usagef("u32: test ended with no value specified")
+		}
+		if r.next('&') {
+			if r.at == len(r.s) || r.s[r.at] != '&' {
+				return false, r.fail("a second '&' was expected")
+			}
+			return false, r.fail("value spec missing")
 		}
 		lo, err := r.number()
 		if err != nil {
