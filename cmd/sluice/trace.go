@@ -191,7 +191,7 @@ func splitFlags(cmd *cobra.Command, args []string) (rest []string, err error) {
 			return nil, pflag.ErrHelp
 		}
 		f := find(arg)
-		if f == nil || len(arg) > 2 && arg[1] != '-' && f.NoOptDefVal == "" && arg[2] != '=' && !strings.HasPrefix(arg, "-c") {
+		if f == nil {
 			rest = append(rest, arg)
 			continue
 		}

@@ -79,7 +79,7 @@ func TestTraceCommand(t *testing.T) {
 	if err := json.Unmarshal([]byte(out), &tr); err != nil || code != 0 || tr.Verdict != "forwarded" || len(tr.Steps) < 10 {
 		t.Errorf("%v %d %s %s", err, code, out, errs)
 	}
-	out, errs, code = inProcess(t, "trace", "-c", f, "--kernel", "lan0: tcp 10.0.1.2:4000 > 203.0.113.9:80 S")
+	out, errs, _ = inProcess(t, "trace", "-c", f, "--kernel", "lan0: tcp 10.0.1.2:4000 > 203.0.113.9:80 S")
 	for _, want := range []string{
 		"TRACE: raw:PREROUTING:policy:1 IN=lan0 OUT= MAC= SRC=10.0.1.2 DST=203.0.113.9 LEN=40 TOS=0x00 PREC=0x00 TTL=64 ID=0 PROTO=TCP SPT=4000 DPT=80 SEQ=0 ACK=0 WINDOW=65535 RES=0x00 SYN URGP=0",
 		"TRACE: filter:FORWARD:rule:2 IN=lan0 OUT=wan0", "TRACE: nat:POSTROUTING:rule:1 IN=lan0 OUT=wan0",
