@@ -301,6 +301,7 @@ func TestFindings(t *testing.T) {
 		{"no answers", filter("-P INPUT DROP", "-P OUTPUT ACCEPT", "-A INPUT -p tcp --dport 22 -j ACCEPT"), []string{"no-answers INPUT", "no-dns INPUT"}},
 		{"answers", filter("-P INPUT DROP", "-A INPUT -m state --state ESTABLISHED -j ACCEPT"), nil},
 		{"no dns", filter("-P OUTPUT DROP", "-A OUTPUT -p tcp -j ACCEPT"), []string{"no-dns OUTPUT"}},
+		{"nothing goes out", filter("-P OUTPUT DROP", "-P INPUT DROP"), nil},
 		{"dns", filter("-P OUTPUT DROP", "-A OUTPUT -p udp --dport 53 -j ACCEPT", "-A OUTPUT -m state --state ESTABLISHED -j ACCEPT"), nil},
 		{"forward without answers", filter("-P FORWARD DROP", "-A FORWARD -i lan0 -m state --state NEW -j ACCEPT"), []string{"no-answers FORWARD"}},
 		{"dnat", "*nat\n-A PREROUTING -i wan0 -p tcp --dport 80 -j DNAT --to-destination 10.0.0.2:8080\n-A PREROUTING -i wan0 -p tcp --dport 81 -j DNAT --to-destination 10.0.0.3:81\nCOMMIT\n" +

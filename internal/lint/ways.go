@@ -92,9 +92,12 @@ func (l *linter) ways(rs *tables.Ruleset) {
 			l.add(NoAnswers, ch, 0, why)
 		}
 	}
-	if !l.lets("OUTPUT", dns(dimDport, fresh)) {
+	switch {
+	case !l.lets("OUTPUT", fresh):
+		// The router begins nothing in this family, and means it.
+	case !l.lets("OUTPUT", dns(dimDport, fresh)):
 		l.add(NoDNS, l.t.Chain("OUTPUT"), 0, "the router's own DNS queries (UDP port 53) get through no rule of it")
-	} else if !l.lets("INPUT", only(dimDport, 1024, 65535, dns(dimSport, old))) {
+	case !l.lets("INPUT", only(dimDport, 1024, 65535, dns(dimSport, old))):
 		l.add(NoDNS, l.t.Chain("INPUT"), 0, "the answers to the router's own DNS queries (UDP from port 53, ESTABLISHED) get through no rule of it")
 	}
 	l.dnat(rs, fresh)
