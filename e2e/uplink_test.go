@@ -150,7 +150,7 @@ to     = "10.0.2.2:80"
 listen = "udp://0.0.0.0:8080"
 to     = "10.0.2.2:80"
 [iptables.mangle]
-rules = ["-A PREROUTING -i uplink0 -s 203.0.113.1 -p tcp --dport 80 --syn"]
+rules = ["-A PREROUTING -i uplink0 -s 203.0.113.1 -p tcp --dport 80 --syn", '-A FORWARD -i uplink0 -s 10.0.2.1 -p tcp --syn -j LOG --log-prefix "in: "']
 [iptables.filter]
 rules = ["-A FORWARD -i uplink0 -o exec0 -p tcp --dport 81 -j DROP"]
 `)
@@ -174,6 +174,7 @@ rules = ["-A FORWARD -i uplink0 -o exec0 -p tcp --dport 81 -j DROP"]
 			t.Errorf("UDP to %s: %q, %v", c.to, buf[:n], err)
 		}
 	}
+	r.Expect(" PEER=127.0.0.1:", deadline) // who appears as the router
 	if n := r.Counter("iptables-save", "--tcp-flags"); n != 1 {
 		t.Errorf("PREROUTING saw %d SYNs from 203.0.113.1, not 1", n)
 	}

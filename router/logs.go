@@ -74,6 +74,11 @@ func (w *worker) logPacket(prefix string, level, flags uint8, p *packet.Packet) 
 		return
 	}
 	w.logBuf = tables.AppendLog(w.logBuf[:0], prefix, flags, p)
+	if len(w.uplinks) > 0 {
+		if peer, ok := w.truePeer(p); ok {
+			w.logBuf = append(append(w.logBuf, " PEER="...), peer.String()...)
+		}
+	}
 	w.r.logs.add(level, string(w.logBuf))
 }
 

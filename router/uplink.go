@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 
+	"sluice/conntrack"
 	"sluice/netstack"
 	"sluice/netstack/uplink"
 	"sluice/packet"
@@ -126,4 +127,25 @@ func (w *worker) uplinkTakes(p *packet.Packet) (taken, ok bool) {
 		}
 	}
 	return false, false
+}
+
+// truePeer is who really sent a packet that came in by an uplink, where that
+// appears as the router; false: the packet's source says it.
+func (w *worker) truePeer(p *packet.Packet) (netip.AddrPort, bool) {
+	if p.In == nil || p.Flags&packet.HasPorts == 0 {
+		return netip.AddrPort{}, false
+	}
+	for _, d := range w.uplinks {
+		if d.iface.Index != p.In.Index {
+			continue
+		}
+		from, to := netip.AddrPortFrom(p.SrcAddr(), p.SrcPort()), netip.AddrPortFrom(p.DstAddr(), p.DstPort())
+		if e := w.ct.Entry(p); e != nil && !p.CtInfo.Reply() { // as it came, whatever NAT made of it
+			t := e.Tuple(conntrack.Original)
+			from, to = netip.AddrPortFrom(packet.Addr(t.Family, t.Src), t.SrcPort), netip.AddrPortFrom(packet.Addr(t.Family, t.Dst), t.DstPort)
+		}
+		peer, ok := d.link.(*uplink.Link).Peer(p.Proto, to, from)
+		return peer, ok && peer != from
+	}
+	return netip.AddrPort{}, false
 }

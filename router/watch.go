@@ -283,6 +283,11 @@ func (w *worker) receiveWatched(ps []*packet.Packet) {
 
 func (w *worker) receiveRecorded(p *packet.Packet, r *recorder) {
 	w.rec = r
+	if len(w.uplinks) > 0 && parsed {
+		if peer, ok := w.truePeer(p); ok {
+			r.note("published: the peer is " + peer.String())
+		}
+	}
 	r.frame("in", false, "", nil)
 	ok := w.prerouting(p)
 	if !ok {
