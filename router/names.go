@@ -123,9 +123,9 @@ func (n *names) watch(r *Router, on bool) {
 		ctx, cancel := context.WithCancel(context.Background())
 		n.stop = cancel
 		sub := r.ct.Subscribe()
-		denied := make(chan denial, logQueue)
-		r.denials.Store(&denied)
-		go r.report(ctx, n.res.Report, sub, denied)
+		c := &counting{denied: make(chan denial, logQueue), sync: make(chan chan struct{}), done: ctx.Done()}
+		r.denials.Store(c)
+		go r.report(n.res.Report, sub, c)
 	case !on && n.stop != nil:
 		n.stop()
 		n.stop = nil
@@ -133,11 +133,18 @@ func (n *names) watch(r *Router, on bool) {
 	}
 }
 
+// counting is how connections reach the Summary.
+type counting struct {
+	denied chan denial
+	sync   chan chan struct{} // what is sent here is closed when all that came before is counted
+	done   <-chan struct{}
+}
+
 // report counts connections as they come.
-func (r *Router) report(ctx context.Context, rep *resolver.Report, sub *conntrack.Subscription, denied <-chan denial) {
+func (r *Router) report(rep *resolver.Report, sub *conntrack.Subscription, c *counting) {
 	defer sub.Close()
-	var ev conntrack.Event
-	for {
+	allowed := func() {
+		var ev conntrack.Event
 		for sub.Next(&ev) {
 			if ev.Type != conntrack.EvNew || ev.Expect != nil {
 				continue
@@ -147,14 +154,26 @@ func (r *Router) report(ctx context.Context, rep *resolver.Report, sub *conntrac
 				rep.Count(true, o.Proto, netip.AddrPortFrom(packet.Addr(o.Family, o.Dst), o.DstPort))
 			}
 		}
+	}
+	denied := func(d denial) {
+		if name, first := rep.Count(false, d.proto, d.to); first {
+			r.log.Warn("connection denied", "protocol", protoName(d.proto), "to", d.to.String(), "name", name)
+		}
+	}
+	for {
+		allowed()
 		select {
-		case <-ctx.Done():
+		case <-c.done:
 			return
 		case <-sub.C():
-		case d := <-denied:
-			if name, first := rep.Count(false, d.proto, d.to); first {
-				r.log.Warn("connection denied", "protocol", protoName(d.proto), "to", d.to.String(), "name", name)
+		case d := <-c.denied:
+			denied(d)
+		case ask := <-c.sync:
+			allowed()
+			for len(c.denied) > 0 {
+				denied(<-c.denied)
 			}
+			close(ask)
 		}
 	}
 }
@@ -183,13 +202,12 @@ func (r *Router) leavesByUplink(family uint8, dst [16]byte) bool {
 
 // denied notes a packet of a LOG rule with DeniedPrefix; false: nobody counts them.
 func (w *worker) denied(p *packet.Packet) bool {
-	ch := w.r.denials.Load()
-	if ch == nil {
+	c := w.r.denials.Load()
+	if c == nil {
 		return false
 	}
-	port := p.DstPort()
 	select {
-	case *ch <- denial{p.Proto, netip.AddrPortFrom(p.DstAddr(), port)}:
+	case c.denied <- denial{p.Proto, netip.AddrPortFrom(p.DstAddr(), p.DstPort())}:
 	default:
 		w.r.logs.lost.Add(1)
 	}
@@ -198,10 +216,17 @@ func (w *worker) denied(p *packet.Packet) bool {
 
 // Summary is what was allowed and denied so far; false without [dns] allow.
 func (r *Router) Summary() (Summary, bool) {
-	if res := r.resolver.Load(); res != nil && r.denials.Load() != nil {
-		return res.Report.Summary(), true
+	res, c := r.resolver.Load(), r.denials.Load()
+	if res == nil || c == nil {
+		return Summary{}, false
 	}
-	return Summary{}, false
+	ask := make(chan struct{})
+	select {
+	case c.sync <- ask:
+		<-ask
+	case <-c.done:
+	}
+	return res.Report.Summary(), true
 }
 
 // Resolve resolves a name as a program behind the router would, and pins what

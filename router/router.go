@@ -77,7 +77,7 @@ type Router struct {
 
 	resolver    atomic.Pointer[resolver.Resolver] // of [dns]; nil: none
 	strict      atomic.Pointer[resolver.Resolver] // the same, while names are checked
-	denials     atomic.Pointer[chan denial]       // nil: not counted
+	denials     atomic.Pointer[counting]          // nil: not counted
 	uplinkNames atomic.Pointer[[]string]
 
 	closed    atomic.Bool

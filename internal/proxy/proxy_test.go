@@ -84,7 +84,7 @@ func TestSOCKS5(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		client := http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{Dial: d.Dial, DisableKeepAlives: true}}
+		client := http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DialContext: d.(proxy.ContextDialer).DialContext, DisableKeepAlives: true}}
 		res, err := client.Post("http://"+addr+"/x", "text/plain", strings.NewReader("body"))
 		if err != nil {
 			t.Fatal(err)

@@ -106,12 +106,12 @@ func (q *queue) pathMTU(family uint8, quoted []byte, mtu int) {
 
 // openPing makes a socket for echo requests: a ping socket, which needs no
 // privilege but net.ipv4.ping_group_range, or else a raw one.
-func (c *udpConn) openPing() error {
+func (c *udpConn) openPing(q *queue) error {
 	proto := unix.IPPROTO_ICMP
 	if c.key.family == packet.IPv6 {
 		proto = unix.IPPROTO_ICMPV6
 	}
-	fd, err := c.link.socket(c.key.family, unix.SOCK_DGRAM, proto)
+	fd, err := q.socket(c.key.family, unix.SOCK_DGRAM, proto)
 	if err == nil {
 		c.fd = fd
 		return nil

@@ -1,6 +1,7 @@
 package uplink
 
 import (
+	"math"
 	"sync/atomic"
 	"syscall"
 	"unsafe"
@@ -235,6 +236,38 @@ func (q *queue) write(p *packet.Packet) bool {
 func lose(p *packet.Packet, r packet.Reason) bool {
 	p.Reason = r
 	return false
+}
+
+// socket is Link.socket; without a descriptor left, the datagram flow that has
+// been silent longest gives its own.
+func (q *queue) socket(family uint8, typ, proto int) (int, error) {
+	fd, err := q.link.socket(family, typ, proto)
+	if (err == unix.EMFILE || err == unix.ENFILE) && q.evict() {
+		fd, err = q.link.socket(family, typ, proto)
+	}
+	return fd, err
+}
+
+// evict ends the queue's datagram flow that has been silent longest; false: there is none.
+func (q *queue) evict() bool {
+	var oldest *udpConn
+	least := int64(math.MaxInt64)
+	for fd, c := range q.fds {
+		u, ok := c.(*udpConn)
+		if !ok || !u.mu.TryLock() { // a flow may be locked already, by whoever asks
+			continue
+		}
+		if !u.dead && u.fd == fd && u.last < least {
+			oldest, least = u, u.last
+		}
+		u.mu.Unlock()
+	}
+	if oldest == nil || !oldest.mu.TryLock() {
+		return false
+	}
+	defer oldest.mu.Unlock()
+	oldest.end()
+	return true
 }
 
 // arm sees to it that the flow's timer runs at at, or before; a flow has one

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"sluice/netstack"
 	"sluice/packet"
 )
@@ -313,4 +315,54 @@ func FuzzWrite(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestDescriptors: without descriptors the oldest datagram flow makes room.
+func TestDescriptors(t *testing.T) {
+	h := newInside(t)
+	var was unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
+		t.Fatal(err)
+	}
+	udp := func(sport uint16) error {
+		p := h.out
+		p.Reset()
+		p.End = p.Off + 20 + 8 + 1
+		b := p.Bytes()
+		network(b, packet.IPv4, packet.ProtoUDP, 1, &insideAddr, &hostAddr)
+		clear(b[20:])
+		binary.BigEndian.PutUint16(b[20:], sport)
+		binary.BigEndian.PutUint16(b[22:], h.port)
+		binary.BigEndian.PutUint16(b[24:], 9)
+		if r := p.Parse(); r != 0 {
+			t.Fatal(r)
+		}
+		p.FixChecksums()
+		return h.q.Write(p)
+	}
+	if err := udp(1); err != nil {
+		t.Fatal(err, h.out.Reason)
+	}
+	h.q.poll()
+	// No descriptor beyond those in use may be had.
+	fd, err := unix.Dup(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unix.Close(fd)
+	low := was
+	low.Cur = uint64(fd)
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &low); err != nil {
+		t.Fatal(err)
+	}
+	err = udp(2)
+	if e := unix.Setrlimit(unix.RLIMIT_NOFILE, &was); e != nil {
+		t.Fatal(e)
+	}
+	if err != nil {
+		t.Errorf("no flow gave way: %v, %v", err, h.out.Reason)
+	}
+	if n := h.l.Flows(); n != 1 {
+		t.Errorf("%d flows", n)
+	}
 }

@@ -125,7 +125,7 @@ func (q *queue) openTCP(p *packet.Packet, k *key) bool {
 	if !q.link.enter(c) {
 		return lose(p, ReasonFull)
 	}
-	fd, err := q.link.socket(k.family, unix.SOCK_STREAM, 0)
+	fd, err := q.socket(k.family, unix.SOCK_STREAM, 0)
 	if err != nil {
 		c.end()
 		if typ, code, ok := unreachable(k.family, err); ok {

@@ -87,9 +87,9 @@ func (q *queue) openUDP(p *packet.Packet, k *key) conn {
 	}
 	var err error
 	if c.ping {
-		err = c.openPing()
+		err = c.openPing(q)
 	} else {
-		c.fd, err = q.link.socket(k.family, unix.SOCK_DGRAM, 0)
+		c.fd, err = q.socket(k.family, unix.SOCK_DGRAM, 0)
 	}
 	if err == nil {
 		c.tellErrors()

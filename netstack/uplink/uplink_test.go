@@ -608,3 +608,44 @@ func TestRulesSeeUplink(t *testing.T) {
 		t.Errorf("the rules did not see it:\n%s", out)
 	}
 }
+
+// TestSummary: what was allowed and what was denied is told, by the names that were asked for.
+func TestSummary(t *testing.T) {
+	b := newBed(t, func(c *router.Config, _ *router.Options) {
+		allow, err := router.ParseAllow(hosts[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.DNS = &router.DNSConfig{}
+		c.DNS.SetDefaults()
+		c.DNS.Allow = []router.Allow{allow}
+		for _, r := range router.AllowRules(packet.IPv4, "uplink0") { // the router's own sockets stand in for what is behind it
+			c.IPTables.Filter.Rules = append(c.IPTables.Filter.Rules, router.Rules(strings.Replace(r, "FORWARD", "OUTPUT", 1))...)
+		}
+	})
+	addr := serve(t, hosts[0], func(c *net.TCPConn) { io.WriteString(c, "allowed") })
+	for range 2 {
+		if got, err := io.ReadAll(b.dial(addr)); err != nil || string(got) != "allowed" {
+			t.Fatalf("%q, %v", got, err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if c, err := b.Dial(ctx, "tcp", "192.0.2.3:80"); err == nil {
+		c.Close()
+		t.Error("an address that is not on the list was reached")
+	}
+	if addrs, err := b.Resolve(ctx, "elsewhere.test"); err == nil {
+		t.Errorf("a name that is not on the list is %v", addrs)
+	}
+	s, ok := b.Summary()
+	if !ok || len(s.Allowed) != 1 || s.Allowed[0].Address != hosts[0] || s.Allowed[0].Connections != 2 {
+		t.Errorf("allowed: %+v", s.Allowed)
+	}
+	if len(s.Denied) != 1 || s.Denied[0].Address != "192.0.2.3" || s.Denied[0].Port != 80 || s.Denied[0].Protocol != "tcp" {
+		t.Errorf("denied: %+v", s.Denied)
+	}
+	if len(s.Refused) != 1 || s.Refused[0].Name != "elsewhere.test" {
+		t.Errorf("refused names: %+v", s.Refused)
+	}
+}
