@@ -283,7 +283,7 @@ func (w *worker) receiveWatched(ps []*packet.Packet) {
 
 func (w *worker) receiveRecorded(p *packet.Packet, r *recorder) {
 	w.rec = r
-	if len(w.uplinks) > 0 && parsed {
+	if len(w.uplinks) > 0 && p.Reason == 0 {
 		if peer, ok := w.truePeer(p); ok {
 			r.note("published: the peer is " + peer.String())
 		}

@@ -22,6 +22,7 @@ var titles = map[string]string{
 	"sluice-10000":    "sluice, 10,000 rules",
 	"sluice-2":        "sluice, two workers",
 	"sluice-plain":    "sluice, offload off",
+	"uplink":          "sluice, uplink",
 }
 
 // Title is a path's name for people.

@@ -27,6 +27,7 @@ type Path struct {
 	socket         string // of sluice
 	local          bool   // the router has services of its own
 	forget         func() error
+	metrics        []string // what is measured; empty: all but the rootless paths' own
 	sink           *sink
 }
 
@@ -62,6 +63,7 @@ func paths(o *Options) []*Path {
 			&Path{Name: "before", Title: "the other sluice, 20 rules", make: sluice(o.Before, 1, true, 20)},
 			&Path{Name: "before-2", Title: "the other sluice, two workers", make: sluice(o.Before, 2, true, 20)})
 	}
+	ps = append(ps, rootlessPaths(o)...)
 	if len(o.Paths) == 0 {
 		return ps
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"sluice/bench/report"
@@ -69,17 +70,26 @@ func Run(ctx context.Context, plan *Plan, rep *report.Report) error {
 }
 
 func (plan *Plan) measure(p *Path, rep *report.Report, round int) error {
+	wants := func(metric string) bool {
+		if len(p.metrics) > 0 && !slices.Contains(p.metrics, metric) {
+			return false
+		}
+		return plan.wants(metric)
+	}
 	add := func(metric string, v float64) { rep.Add(p.Name, metric, 0, round, v) }
 	if p.forget != nil {
 		if err := p.forget(); err != nil {
 			return err
 		}
 	}
-	for name, flows := range map[string]int{"tcp1": 1, "tcp8": 8} {
-		if !plan.wants(name) {
+	for name, load := range map[string]struct {
+		flows int
+		in    bool
+	}{"tcp1": {flows: 1}, "tcp8": {flows: 8}, "tcp1in": {1, true}, "tcp8in": {8, true}} {
+		if !wants(name) || load.in && len(p.metrics) == 0 {
 			continue
 		}
-		b, err := p.iperf(flows, plan.Time)
+		b, err := p.iperf(load.flows, load.in, plan.Time)
 		if err != nil {
 			return err
 		}
@@ -92,7 +102,7 @@ func (plan *Plan) measure(p *Path, rep *report.Report, round int) error {
 	}
 	wrong := 0.0
 	udp := func(name string, u udpLoad) error {
-		if !plan.wants(name) {
+		if !wants(name) {
 			return nil
 		}
 		u.time = plan.Time
@@ -128,11 +138,11 @@ func (plan *Plan) measure(p *Path, rep *report.Report, round int) error {
 			return err
 		}
 	}
-	if plan.wants("udp64") {
+	if wants("udp64") {
 		add("udp.disorder", wrong)
 	}
 	for name, f := range map[string]func(time.Duration) ([]float64, error){"ping": p.pings, "rr": p.requests} {
-		if !plan.wants(name) {
+		if !wants(name) {
 			continue
 		}
 		t, err := f(plan.Time)
@@ -147,7 +157,7 @@ func (plan *Plan) measure(p *Path, rep *report.Report, round int) error {
 		}
 	}
 	for name, send := range map[string]bool{"local.in": true, "local.out": false} {
-		if !p.local || !plan.wants(name) {
+		if !p.local || !wants(name) {
 			continue
 		}
 		v, err := p.ours(plan.Time, send)
@@ -156,7 +166,7 @@ func (plan *Plan) measure(p *Path, rep *report.Report, round int) error {
 		}
 		add(name, v)
 	}
-	if plan.wants("conn") {
+	if wants("conn") {
 		n, cpu, err := p.connections(plan.Time)
 		if err != nil {
 			return fmt.Errorf("connections: %w", err)

@@ -303,10 +303,14 @@ func (p *Path) ours(d time.Duration, send bool) (gbit float64, err error) {
 	return float64(total) * 8 / time.Since(start).Seconds() / 1e9, nil
 }
 
-// iperf runs iperf3 with so many flows.
-func (p *Path) iperf(flows int, d time.Duration) (r bulk, err error) {
+// iperf runs iperf3 with so many flows; in: the server sends.
+func (p *Path) iperf(flows int, in bool, d time.Duration) (r bulk, err error) {
 	before := p.cpu()
-	c := exec.Command("ip", "netns", "exec", p.client.name, "iperf3", "-J", "-c", serverAddr, "-P", strconv.Itoa(flows), "-t", strconv.Itoa(max(1, int(d.Seconds()+0.5))))
+	argv := []string{"netns", "exec", p.client.name, "iperf3", "-J", "-c", serverAddr, "-P", strconv.Itoa(flows), "-t", strconv.Itoa(max(1, int(d.Seconds()+0.5)))}
+	if in {
+		argv = append(argv, "-R")
+	}
+	c := exec.Command("ip", argv...)
 	out, err := c.Output()
 	after := p.cpu()
 	var res struct {

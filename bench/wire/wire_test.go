@@ -42,12 +42,20 @@ func TestRun(t *testing.T) {
 	}
 	rep := &report.Report{Version: report.Version}
 	names := []string{"linux", "bare", "gvisor", "sluice"}
-	plan := &Plan{Options: Options{Sluice: bin, Self: self, Paths: names}, Rounds: 1, Time: 200 * time.Millisecond, Log: t.Output()}
+	hosted := []string{"uplink"}
+	plan := &Plan{Options: Options{Sluice: bin, Self: self, Paths: append(hosted, names...)}, Rounds: 1, Time: 200 * time.Millisecond, Log: t.Output()}
 	if err := Run(t.Context(), plan, rep); err != nil {
 		t.Fatal(err)
 	}
 	if len(rep.Notes) > 0 {
 		t.Error(rep.Notes)
+	}
+	for _, n := range hosted {
+		for _, m := range []string{"tcp1", "tcp8", "tcp1in", "tcp8in", "rr", "conn"} {
+			if v := rep.Of(n, m).Summary(); v.N != 1 || v.Median <= 0 {
+				t.Errorf("%s, %s: %+v", n, m, v)
+			}
+		}
 	}
 	for _, n := range names {
 		for _, m := range []string{"tcp1", "tcp8", "udp64", "udp64w", "udp1400", "ping", "rr", "conn"} {
