@@ -3,6 +3,7 @@ package netstack
 import (
 	"encoding/binary"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -34,6 +35,8 @@ type ether struct {
 	mac   MAC
 	iface *atomic.Pointer[packet.Iface]
 	addrs atomic.Pointer[[]netip.Prefix] // the router's own, on this link
+	// proxied are answered for as well; set before the link is used.
+	proxied []netip.Addr
 	// known is replaced, never changed: the packet path reads it without a lock.
 	known atomic.Pointer[map[netip.Addr]neighbour]
 
@@ -83,7 +86,7 @@ func (e *ether) own(a netip.Addr) bool {
 			return true
 		}
 	}
-	return false
+	return slices.Contains(e.proxied, a)
 }
 
 // source is the router's address to ask for a from.

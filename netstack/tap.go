@@ -21,6 +21,7 @@ type TAPConfig struct {
 	MTU       int            // bytes; 0: 1500
 	Queues    int            // at least 1
 	Addresses []netip.Prefix // the router's own, which ARP and neighbour discovery are answered for
+	Proxied   []netip.Addr   // answered for as well: packets to them are the router's to forward
 }
 
 // TAP is a device of the kernel's TAP driver.
@@ -88,6 +89,7 @@ func AdoptTAP(cfg TAPConfig, mac MAC, fds []int) (*TAP, error) {
 	t := &TAP{}
 	t.iface.Store(packet.NewIface(cfg.Index, cfg.Name, cfg.MTU))
 	t.ether = newEther(mac, &t.iface)
+	t.ether.proxied = cfg.Proxied
 	t.ether.setAddresses(cfg.Addresses)
 	for _, fd := range fds {
 		t.queues = append(t.queues, newEtherQueue(fd, vnetHdrLen, t.ether, tapGone))

@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/signal"
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
 	"sluice/internal/confine"
@@ -80,6 +82,15 @@ process inside has ended.`,
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return a.execUsage(err) })
 	f := cmd.Flags()
 	f.SetInterspersed(false)
+	o.flags(f)
+	f.StringArrayVar(&o.hide, "hide", nil, "`path` that is empty inside; may be given more than once")
+	f.BoolVar(&o.showRuntime, "show-runtime-dir", false, "leave $XDG_RUNTIME_DIR visible inside, but for sluice's own sockets")
+	f.BoolVar(&o.killChildren, "kill-children", false, "end what the command leaves behind when it ends")
+	return cmd
+}
+
+// flags are those of exec that attach has, too.
+func (o *execOptions) flags(f *pflag.FlagSet) {
 	f.StringVar(&o.rules, "rules", "", "IPv4 rules: a `file` in iptables-save's format. Without --rules6 there is no IPv6 inside then")
 	f.StringVar(&o.rules6, "rules6", "", "IPv6 rules: a `file` in ip6tables-save's format. Without --rules there is no IPv4 inside then")
 	f.StringVarP(&o.config, "config", "c", "", "configuration `file`, to which exec adds its interfaces")
@@ -91,12 +102,8 @@ process inside has ended.`,
 	f.BoolVarP(&o.quiet, "quiet", "q", false, "say nothing of what is denied, and print no summary")
 	f.BoolVar(&o.printRules, "print-rules", false, "print the router's configuration, sets and rules, and run nothing")
 	f.StringArrayVarP(&o.publish, "publish", "p", nil, "host `port` that reaches inside: [ADDR:]HPORT:PORT[/udp]; may be given more than once")
-	f.StringArrayVar(&o.hide, "hide", nil, "`path` that is empty inside; may be given more than once")
-	f.BoolVar(&o.showRuntime, "show-runtime-dir", false, "leave $XDG_RUNTIME_DIR visible inside, but for sluice's own sockets")
-	f.BoolVar(&o.killChildren, "kill-children", false, "end what the command leaves behind when it ends")
 	f.StringVar(&o.device, "device", confine.DeviceAuto, "network `device` inside: tun, veth, or auto: tun where it can be had")
 	f.StringVar(&o.cidr, "cidr", "", "IPv4 `network` inside (default: the first of 10.0.2.0/24, 10.0.3.0/24… that the host is not in)")
-	return cmd
 }
 
 // execUsage says what is wrong with exec's arguments.
@@ -123,14 +130,7 @@ func (a *app) execute(o *execOptions, command []string) (status int, err error) 
 	if err != nil {
 		return 0, err
 	}
-	level := slog.LevelWarn
-	switch {
-	case o.log:
-		level = slog.LevelInfo
-	case o.quiet:
-		level = slog.LevelError
-	}
-	d := &daemon{app: a, log: newPlainLog(a.stderr, level)}
+	d := &daemon{app: a, log: o.logger(a.stderr)}
 	if d.target.name == "" {
 		d.target.name = fmt.Sprintf("exec-%d", os.Getpid())
 	}
@@ -164,7 +164,11 @@ func (a *app) execute(o *execOptions, command []string) (status int, err error) 
 		if c.Name != execIface {
 			return nil, nil
 		}
-		return a.adopt(p, c, index)
+		dev, err := p.Device()
+		if err != nil {
+			return nil, err
+		}
+		return a.adopt(dev, c, index)
 	}})
 	if err != nil {
 		return 0, err
@@ -221,6 +225,16 @@ func (a *app) execute(o *execOptions, command []string) (status int, err error) 
 	return exit.Status.ExitStatus(), nil
 }
 
+func (o *execOptions) logger(w io.Writer) *slog.Logger {
+	switch {
+	case o.log:
+		return newPlainLog(w, slog.LevelInfo)
+	case o.quiet:
+		return newPlainLog(w, slog.LevelError)
+	}
+	return newPlainLog(w, slog.LevelWarn)
+}
+
 // tell says what the command reached and what it was denied.
 func (o *execOptions) tell(a *app, r *router.Router) error {
 	s, ok := r.Summary()
@@ -259,11 +273,7 @@ func dieBy(sig syscall.Signal) int {
 }
 
 // adopt makes the command's device a link of the router.
-func (a *app) adopt(p *confine.Process, c *router.InterfaceConfig, index int) (netstack.Link, error) {
-	dev, err := p.Device()
-	if err != nil {
-		return nil, err
-	}
+func (a *app) adopt(dev *confine.Opened, c *router.InterfaceConfig, index int) (netstack.Link, error) {
 	if dev.Instead != "" {
 		fmt.Fprintf(a.stderr, "sluice: %s: using a veth pair and packet sockets instead of a TUN device\n", dev.Instead)
 	}

@@ -29,6 +29,9 @@ func start(argv []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	if confine.IsStage(argv) {
 		return confine.Stage(argv)
 	}
+	if args, ok := slirpArgs(argv); ok {
+		return (&slirp{stdout: stdout, stderr: stderr}).run(args)
+	}
 	if b, ok := borrowed(argv); ok {
 		return b.run(context.Background(), stdin, stdout, stderr)
 	}
@@ -87,7 +90,7 @@ argument, sluice is that tool and acts on the running router.`,
 	}
 	root.PersistentFlags().StringVar(&a.socket, "socket", "", "control `path` of the router (else $SLUICE_SOCKET, else the one that runs)")
 	root.PersistentFlags().StringVar(&a.name, "name", "", "`name` of the router, as sluice ps shows it")
-	root.AddCommand(a.runCommand(), a.checkCommand(), a.setupCommand(), a.reloadCommand(), a.statusCommand(), a.execCommand(),
+	root.AddCommand(a.runCommand(), a.checkCommand(), a.setupCommand(), a.reloadCommand(), a.statusCommand(), a.execCommand(), a.attachCommand(),
 		a.psCommand(), a.sysctlCommand(), a.traceCommand(), a.testCommand(), a.lintCommand(), a.captureCommand(), a.topCommand(), a.graphCommand(), a.manCommand(), a.versionCommand())
 	root.AddGroup(&cobra.Group{ID: toolGroup, Title: "Tools that sluice is, too:"})
 	root.AddCommand(toolCommands()...)

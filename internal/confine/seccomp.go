@@ -83,6 +83,9 @@ func filter(abis []abi) []unix.SockFilter {
 	return append(out, unix.SockFilter{Code: ret, K: unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS)})
 }
 
+// Restrict puts the filter that commands have on the calling process.
+func Restrict() error { return restrict() }
+
 // restrict puts the filter on every thread of the process, and on what it starts.
 // no_new_privs has to be set.
 func restrict() error {

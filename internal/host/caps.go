@@ -16,6 +16,8 @@ const (
 	CapNetAdmin Capability = unix.CAP_NET_ADMIN // make devices, set the kernel's ends up
 	CapSysAdmin Capability = unix.CAP_SYS_ADMIN // enter another network namespace
 	CapNetRaw   Capability = unix.CAP_NET_RAW   // packet sockets
+
+	CapNetBindService Capability = unix.CAP_NET_BIND_SERVICE // listen on ports below 1024
 )
 
 func (c Capability) String() string {
@@ -26,6 +28,8 @@ func (c Capability) String() string {
 		return "CAP_SYS_ADMIN"
 	case CapNetRaw:
 		return "CAP_NET_RAW"
+	case CapNetBindService:
+		return "CAP_NET_BIND_SERVICE"
 	}
 	return fmt.Sprintf("capability %d", uint8(c))
 }
