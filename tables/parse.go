@@ -2,8 +2,10 @@ package tables
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"sluice/packet"
 )
@@ -57,7 +59,7 @@ type Parser struct {
 
 	pos     int
 	cluster string
-	opts    []longOpt
+	groups  []optGroup // in the order in which they are looked through
 	command []CommandOption
 	invert  bool
 
@@ -69,13 +71,26 @@ type Parser struct {
 	uses      []*Use[Match]
 }
 
+// longOpt is an option by its long name, and whose it is.
 type longOpt struct {
+	*longName
+	kind optKind
+	use  int // match: index into uses
+}
+
+// longName is one name of an option.
+type longName struct {
 	name string
 	arg  ArgKind
 	id   int // command: the caller's; rule: a letter
-	kind optKind
-	use  int // match: index into uses
 	opt  int // match, target: index into the extension's options
+}
+
+// optGroup is the options that the command line, the rule or an extension has.
+type optGroup struct {
+	names []longName // shared by all parsers
+	kind  optKind
+	use   int
 }
 
 type optKind uint8
@@ -97,24 +112,76 @@ var ruleOpts = []CommandOption{
 
 var fragmentOpts = []CommandOption{{"fragments", 'f', NoArg, 'f'}, {"fragment", 0, NoArg, 'f'}}
 
-// NewParser makes a parser of args (without the program's name).
-func NewParser(reg *Registry, fam uint8, args []string, command []CommandOption) *Parser {
-	ps := &Parser{Registry: reg, Family: fam, Args: args, Seen: map[byte]bool{}}
-	ps.rule.Family = fam
+// grammar is what parsers of one program and family share.
+type grammar struct {
+	command    []CommandOption // the program's, then the rule's
+	own, rules []longName
+}
+
+type grammarKey struct {
+	command *CommandOption
+	family  uint8
+}
+
+// grammars and extensionNames are made once and then only read.
+var grammars, extensionNames sync.Map
+
+func grammarOf(command []CommandOption, fam uint8) *grammar {
+	var key grammarKey
+	if key.family = fam; len(command) > 0 {
+		key.command = &command[0]
+	}
+	if g, ok := grammars.Load(key); ok {
+		return g.(*grammar)
+	}
 	rule := append(ruleOpts[:len(ruleOpts):len(ruleOpts)], fragmentOpts...)
 	if fam == packet.IPv6 {
 		rule[len(ruleOpts)].Long, rule = "", rule[:len(ruleOpts)+1]
 	}
-	ps.command = append(command[:len(command):len(command)], rule...)
-	for i, o := range ps.command {
+	g := &grammar{command: append(command[:len(command):len(command)], rule...)}
+	g.own, g.rules = commandNames(command), commandNames(rule)
+	grammars.Store(key, g)
+	return g
+}
+
+func commandNames(opts []CommandOption) (out []longName) {
+	for _, o := range opts {
 		if o.Long != "" {
-			k := optCommand
-			if i >= len(command) {
-				k = optRule
-			}
-			ps.opts = append(ps.opts, longOpt{name: o.Long, arg: o.Arg, id: o.ID, kind: k})
+			out = append(out, longName{name: o.Long, arg: o.Arg, id: o.ID})
 		}
 	}
+	return out
+}
+
+func namesOf(options []Option) []longName {
+	if len(options) == 0 {
+		return nil
+	}
+	if names, ok := extensionNames.Load(&options[0]); ok {
+		return names.([]longName)
+	}
+	var names []longName
+	for i := range options {
+		o := &options[i]
+		arg := NoArg
+		if o.Type.Args() > 0 {
+			arg = NeedArg
+		}
+		for _, name := range append([]string{o.Name}, o.Aliases...) {
+			names = append(names, longName{name: name, arg: arg, opt: i})
+		}
+	}
+	extensionNames.Store(&options[0], names)
+	return names
+}
+
+// NewParser makes a parser of args (without the program's name). command is the
+// program's and always the same.
+func NewParser(reg *Registry, fam uint8, args []string, command []CommandOption) *Parser {
+	g := grammarOf(command, fam)
+	ps := &Parser{Registry: reg, Family: fam, Args: args, Seen: map[byte]bool{}, command: g.command}
+	ps.rule.Family = fam
+	ps.groups = append(make([]optGroup, 0, 5), optGroup{names: g.own, kind: optCommand}, optGroup{names: g.rules, kind: optRule})
 	return ps
 }
 
@@ -219,9 +286,9 @@ func (ps *Parser) give(id int, name, arg string, has bool) Given {
 // long reads a word like --name or --name=value.
 func (ps *Parser) long(w string) (g Given, handled bool, err error) {
 	name, val, has := strings.Cut(w[2:], "=")
-	o := ps.find(name)
-	missing := o != nil && o.arg == NeedArg && !has && ps.pos+1 >= len(ps.Args)
-	if o == nil || missing || o.arg == NoArg && has {
+	o, known := ps.find(name)
+	missing := known && o.arg == NeedArg && !has && ps.pos+1 >= len(ps.Args)
+	if !known || missing || o.arg == NoArg && has {
 		if ps.loadProto() {
 			return g, true, nil // once more, with the protocol's options
 		}
@@ -251,47 +318,36 @@ func (ps *Parser) long(w string) (g Given, handled bool, err error) {
 
 // find looks an option up as getopt_long does: an exact name, or a beginning
 // that only one option has.
-func (ps *Parser) find(name string) *longOpt {
-	var hit *longOpt
-	for i := range ps.opts {
-		o := &ps.opts[i]
-		if o.name == name {
-			return o
+func (ps *Parser) find(name string) (hit longOpt, ok bool) {
+	for i := range ps.groups {
+		g := &ps.groups[i]
+		for j := range g.names {
+			if o := &g.names[j]; o.name == name {
+				return longOpt{o, g.kind, g.use}, true
+			}
 		}
 	}
-	for i := range ps.opts {
-		o := &ps.opts[i]
-		if !strings.HasPrefix(o.name, name) {
-			continue
-		}
-		if hit != nil && (hit.arg != o.arg || hit.kind != o.kind || hit.id != o.id || hit.use != o.use || hit.opt != o.opt) {
-			return nil
-		}
-		if hit == nil {
-			hit = o
+	for i := range ps.groups {
+		g := &ps.groups[i]
+		for j := range g.names {
+			o := &g.names[j]
+			if !strings.HasPrefix(o.name, name) {
+				continue
+			}
+			if ok && (hit.arg != o.arg || hit.kind != g.kind || hit.id != o.id || hit.use != g.use || hit.opt != o.opt) {
+				return longOpt{}, false
+			}
+			if !ok {
+				hit, ok = longOpt{o, g.kind, g.use}, true
+			}
 		}
 	}
-	return hit
+	return hit, ok
 }
 
 // extend puts an extension's options before those of the extensions so far.
 func (ps *Parser) extend(kind optKind, use int, options []Option) {
-	n := 0
-	for n < len(ps.opts) && ps.opts[n].kind <= optRule {
-		n++
-	}
-	var more []longOpt
-	for i := range options {
-		o := &options[i]
-		arg := NoArg
-		if o.Type.Args() > 0 {
-			arg = NeedArg
-		}
-		for _, name := range append([]string{o.Name}, o.Aliases...) {
-			more = append(more, longOpt{name: name, arg: arg, kind: kind, use: use, opt: i})
-		}
-	}
-	ps.opts = append(ps.opts[:n:n], append(more, ps.opts[n:]...)...)
+	ps.groups = slices.Insert(ps.groups, 2, optGroup{namesOf(options), kind, use})
 }
 
 func (ps *Parser) loadMatch(m *Match) {
