@@ -285,14 +285,15 @@ func (c *tcpState) sctpChunk(dir Dir, vtag uint32, b []byte, state SCTPState, se
 		if len(b) < 8 {
 			return 0, chunkBad
 		}
+		*peers = be.Uint32(b[4:])
+		if confirmed && next == SCTPClosed && state == SCTPClosed {
+			*ignore = true // a retransmitted INIT keeps nothing alive, and opens nothing anew
+			break
+		}
 		if *c.sctpInit(dir) != 0 && *c.sctpInit(dir ^ 1) != 0 {
 			*c.sctpInit(dir ^ 1) = 0
 		}
 		*c.sctpInit(dir) = 1
-		*peers = be.Uint32(b[4:])
-		if confirmed && next == SCTPClosed && state == SCTPClosed {
-			*ignore = true // a retransmitted INIT keeps nothing alive
-		}
 	case chunkInitAck:
 		if len(b) < 8 {
 			return 0, chunkBad
