@@ -10,12 +10,13 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"runtime"
+	"slices"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"sluice/bench/memory"
 	"sluice/bench/report"
 	"sluice/bench/wire"
 )
@@ -47,6 +48,8 @@ func run() error {
 		base    = flag.String("base", "", "an earlier JSON file to compare with")
 		add     = flag.String("add", "", "a JSON file of this machine to add the rounds to")
 		out     = flag.String("o", "bench-report", "write FILE.json and FILE.html")
+		skip    = flag.String("skip", "", "leave out a part: wire, sweeps or memory; several separated by commas")
+		huge    = flag.Bool("huge", false, "in memory, also the cases that take gigabytes")
 		show    = flag.String("show", "", "measure nothing, show this JSON file")
 	)
 	flag.Parse()
@@ -69,7 +72,7 @@ func run() error {
 		}
 	}
 	if *show == "" {
-		rep.Machine, rep.When, rep.Commit = machine(), time.Now(), commit()
+		rep.Machine, rep.When, rep.Commit = report.ThisMachine(), time.Now(), commit()
 		plan := &wire.Plan{Rounds: *rounds, Time: *each, Log: os.Stderr}
 		plan.Metrics, plan.Paths = list(*metrics), list(*paths)
 		if *short {
@@ -104,8 +107,25 @@ func run() error {
 		}
 		ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
 		defer cancel()
-		if err := wire.Run(ctx, plan, rep); err != nil {
-			return err
+		left := list(*skip)
+		plan.NoRounds, plan.NoSweeps = slices.Contains(left, "wire"), slices.Contains(left, "sweeps")
+		if !plan.NoRounds || !plan.NoSweeps {
+			if err := wire.Run(ctx, plan, rep); err != nil {
+				return err
+			}
+		}
+		if !slices.Contains(left, "memory") {
+			flows := 1_000_000
+			if *short {
+				flows = 100_000
+			}
+			if *huge {
+				flows = 0
+			}
+			m := &memory.Plan{Flows: flows, Rounds: plan.Rounds, Time: plan.Time / 5, Huge: *huge, Log: os.Stderr}
+			if err := memory.Measure(ctx, m, rep); err != nil {
+				return err
+			}
 		}
 		if err := rep.Save(*out + ".json"); err != nil {
 			return err
@@ -146,24 +166,4 @@ func buildWireguard() (string, error) {
 func commit() string {
 	out, _ := exec.Command("git", "describe", "--always", "--dirty").Output()
 	return strings.TrimSpace(string(out))
-}
-
-func machine() report.Machine {
-	m := report.Machine{CPUs: runtime.NumCPU(), Go: runtime.Version()}
-	b, _ := os.ReadFile("/proc/cpuinfo")
-	for _, line := range strings.Split(string(b), "\n") {
-		if k, v, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(k) == "model name" {
-			m.CPU = strings.TrimSpace(v)
-			break
-		}
-	}
-	var u unix.Utsname
-	if unix.Uname(&u) == nil {
-		m.Kernel = unix.ByteSliceToString(u.Release[:])
-	}
-	var si unix.Sysinfo_t
-	if unix.Sysinfo(&si) == nil {
-		m.MemoryGB = int((uint64(si.Totalram)*uint64(si.Unit) + 1<<29) >> 30)
-	}
-	return m
 }

@@ -22,6 +22,9 @@ func (r *Report) HTML(w io.Writer, base *Report) error {
 			plots = append(plots, template.HTML(r.lines(&Sweeps[i], names)))
 		}
 	}
+	if m := r.memoryPlot(); len(m.Rows) > 0 {
+		plots = append(plots, template.HTML(m.lines(&memorySweep, m.Paths("flows.mpps"))))
+	}
 	return page.Execute(w, map[string]any{"R": r, "Plots": plots, "Tables": r.Tables(base), "When": r.When.UTC().Format("2006-01-02 15:04 MST")})
 }
 
@@ -33,7 +36,7 @@ table{border-collapse:collapse;margin:.5em 0 1.5em}td,th{padding:.2em .8em;borde
 tr:first-child{font-weight:bold;background:#f4f4f4}svg{margin:.7em 0;max-width:100%;height:auto}h2{font-size:1.1em;margin:1.4em 0 .2em}
 </style>
 <h1>sluice: measurements</h1>
-<p>{{.R.Machine.CPU}}, {{.R.Machine.CPUs}} CPUs, {{.R.Machine.MemoryGB}} GB, Linux {{.R.Machine.Kernel}}, {{.R.Machine.Go}}; {{.When}}, commit {{.R.Commit}}; {{.R.Rounds}} rounds.
+<p>{{.R.Machine.CPU}}, {{.R.Machine.CPUs}} CPUs, {{.R.Machine.MemoryGB}} GB, Linux {{.R.Machine.Kernel}}, {{.R.Machine.Go}}; {{.When}}, commit {{.R.Commit}}; {{.R.Rounds}} rounds end to end, {{.R.MemoryRounds}} in memory.
 Client, router and server share the machine. Values are medians; in brackets the interval that holds the true median with 90 %. Ratios are of pairs of the same round.</p>
 {{range .Plots}}{{.}}
 {{end}}{{range .Tables}}<h2>{{.Title}}</h2>

@@ -64,11 +64,13 @@ func (r *Report) Save(path string) error {
 	return os.WriteFile(path, append(b, '\n'), 0o644)
 }
 
-// Rounds is how many rounds were run.
+// Rounds is how many rounds were run end to end.
 func (r *Report) Rounds() int {
 	n := 0
 	for _, row := range r.Rows {
-		n = max(n, len(row.Values))
+		if row.Path != MemoryPath {
+			n = max(n, len(row.Values))
+		}
 	}
 	return n
 }

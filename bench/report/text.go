@@ -131,6 +131,9 @@ func (r *Report) Tables(base *Report) []Table {
 		}
 		out = append(out, t)
 	}
+	if t, ok := r.memoryTable(base); ok {
+		out = append(out, t)
+	}
 	return out
 }
 
@@ -156,14 +159,14 @@ type Sweep struct {
 // Sweeps are the plots over something that varies.
 var Sweeps = []Sweep{
 	{"rules.cpu", "CPU per forwarded packet by the number of rules before the one that accepts (machine, 64-byte UDP at 20,000/s)", "rules", "µs", 1, 0, true, true},
-	{"flows.cpu", "CPU per forwarded packet by the number of flows (machine, 64-byte UDP at 50,000/s)", "flows", "µs", 1, 0, true, false},
+	{"flows.pps", "UDP delivered by the number of flows (64 bytes, full blast)", "flows", "packets/s", 0, 0, true, false},
 	{"rr.dist", "TCP, 1 byte there and back: the distribution", "percentile", "µs", 1, 1, false, true},
 	{"ping.dist", "ping: the distribution", "percentile", "µs", 1, 1, false, true},
 }
 
 // Text writes the tables for a terminal.
 func (r *Report) Text(w io.Writer, base *Report) {
-	fmt.Fprintf(w, "%s, %d CPUs, %d GB, Linux %s, %s; %d rounds, medians (90 %% interval)\n", r.Machine.CPU, r.Machine.CPUs, r.Machine.MemoryGB, r.Machine.Kernel, r.Machine.Go, r.Rounds())
+	fmt.Fprintf(w, "%s, %d CPUs, %d GB, Linux %s, %s; %d rounds end to end, %d in memory; medians (90 %% interval)\n", r.Machine.CPU, r.Machine.CPUs, r.Machine.MemoryGB, r.Machine.Kernel, r.Machine.Go, r.Rounds(), r.MemoryRounds())
 	for _, t := range r.Tables(base) {
 		fmt.Fprintf(w, "\n%s\n", t.Title)
 		tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)

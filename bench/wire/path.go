@@ -27,7 +27,8 @@ type Path struct {
 	socket         string // of sluice
 	local          bool   // the router has services of its own
 	forget         func() error
-	metrics        []string // what is measured; empty: all but the rootless paths' own
+	rules          func(save string) error // loads other rules
+	metrics        []string                // what is measured; empty: all but the rootless paths' own
 	sink           *sink
 }
 
@@ -123,6 +124,7 @@ func linux(restore string, rules int) func(*lab, *Path) error {
 			return err
 		}
 		p.forget = func() error { return p.router.run("conntrack", "-F") }
+		p.rules = func(save string) error { return p.router.pipe(save, restore) }
 		return p.router.pipe(Ruleset(rules, rules == 20), restore)
 	}
 }
@@ -201,6 +203,11 @@ restore = [%q]
 			return err
 		}
 		p.local = true
+		p.rules = func(save string) error {
+			c := exec.Command(bin, "--socket", p.socket, "iptables-restore")
+			c.Stdin = strings.NewReader(save)
+			return finish(c)
+		}
 		p.forget = func() error { return run(bin, "--socket", p.socket, "conntrack", "-F") }
 		p.pid, err = l.start("sluice: ready", bin, "run", "-c", cfg)
 		return err

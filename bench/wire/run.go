@@ -17,6 +17,8 @@ type Plan struct {
 	Time    time.Duration // of one measurement
 	Metrics []string      // names as in report.Metrics, by their first part; empty: all
 	Log     io.Writer     // progress
+
+	NoRounds, NoSweeps bool // leave out the paths' rounds, or what varies rules and flows
 }
 
 func (p *Plan) wants(metric string) bool {
@@ -53,6 +55,14 @@ func Run(ctx context.Context, plan *Plan, rep *report.Report) error {
 	}
 	first := rep.Rounds()
 	for round := range plan.Rounds {
+		if !plan.NoSweeps && (len(plan.Metrics) == 0 || plan.wants("sweeps")) {
+			if err := plan.sweep(ctx, ps, rep, first+round); err != nil {
+				return err
+			}
+		}
+		if plan.NoRounds {
+			continue
+		}
 		for i := range ps {
 			if ctx.Err() != nil {
 				return ctx.Err()
