@@ -12,11 +12,11 @@ func TestBench(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "b.json")
 	run := func(args ...string) (string, string, int) {
 		var out, errs bytes.Buffer
-		code := start(append([]string{"sluice", "bench", "--case", "new/rules=20", "--rounds", "2", "--time", "1ms"}, args...), strings.NewReader(""), &out, &errs)
+		code := start(append([]string{"sluice", "bench", "--case", "route-only", "--rounds", "2", "--time", "1ms"}, args...), strings.NewReader(""), &out, &errs)
 		return out.String(), errs.String(), code
 	}
 	out, errs, code := run("--json", file)
-	if code != 0 || !strings.Contains(out, "new/rules=20") || !strings.Contains(errs, "round 2, new/rules=20") {
+	if code != 0 || !strings.Contains(out, "route-only") || !strings.Contains(errs, "round 2, route-only") {
 		t.Fatalf("status %d\n%s\n%s", code, out, errs)
 	}
 	if out, errs, code = run("-q", "--base", file); code != 0 || errs != "" || !strings.Contains(out, "now / before") {
