@@ -189,3 +189,8 @@ func (q *tunQueue) gather(p *packet.Packet, group int) error {
 	}
 	return q.result(p, unix.SYS_WRITEV, unsafe.Pointer(&q.iov[0]), len(q.iov))
 }
+
+// NewTUNQueue is a queue over a descriptor that is attached to a TUN device
+// with a virtio-net header of 10 bytes, and does not block. uso: the device
+// takes UDP super-packets.
+func NewTUNQueue(fd int, uso bool) Queue { return newTUNQueue(fd, vnetHdrLen, uso) }

@@ -50,6 +50,7 @@ func run() error {
 		out     = flag.String("o", "bench-report", "write FILE.json and FILE.html")
 		skip    = flag.String("skip", "", "leave out a part: wire, sweeps or memory; several separated by commas")
 		huge    = flag.Bool("huge", false, "in memory, also the cases that take gigabytes")
+		md      = flag.String("md", "", "also write the main tables as Markdown to this file")
 		show    = flag.String("show", "", "measure nothing, show this JSON file")
 	)
 	flag.Parse()
@@ -132,6 +133,16 @@ func run() error {
 		}
 	}
 	rep.Text(os.Stdout, earlier)
+	if *md != "" {
+		f, err := os.Create(*md)
+		if err != nil {
+			return err
+		}
+		rep.Markdown(f)
+		if err := f.Close(); err != nil {
+			return err
+		}
+	}
 	f, err := os.Create(*out + ".html")
 	if err != nil {
 		return err

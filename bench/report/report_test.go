@@ -92,6 +92,11 @@ func TestSaveAndShow(t *testing.T) {
 	if !strings.Contains(a.String(), "now / before") || !strings.Contains(a.String(), "1.00") {
 		t.Errorf("compared with itself:\n%s", &a)
 	}
+	a.Reset()
+	r.Markdown(&a)
+	if !strings.Contains(a.String(), "| sluice, 20 rules | 19.20 |") || !strings.Contains(a.String(), "≥ 0.95 × bare copy loop") {
+		t.Errorf("as Markdown:\n%s", &a)
+	}
 	if err := r.HTML(&html, back); err != nil {
 		t.Fatal(err)
 	}
