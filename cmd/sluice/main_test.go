@@ -208,7 +208,7 @@ func TestBorrowed(t *testing.T) {
 		{"sluice --socket iptables", nil}, // the name is the flag's value
 		{"sluice --verbose iptables", nil},
 		{"sluice status iptables", nil},
-		{"sluice ipset list", nil},
+		{"sluice nft list", nil},
 		{"/usr/sbin/iptables -L", &borrowedCall{tool: tools[0], argv: []string{"iptables", "-L"}}},
 		{"ip6tables-save --socket x", &borrowedCall{tool: tools[3], argv: []string{"ip6tables-save", "--socket", "x"}}},
 		{"sluice iptables -L --socket x", &borrowedCall{tool: tools[0], argv: []string{"iptables", "-L", "--socket", "x"}}},
@@ -232,7 +232,7 @@ func TestUsage(t *testing.T) {
 	}{
 		{"", 2, "sluice: a command is missing\nTry \"sluice --help\".\n"},
 		{"route", 2, "sluice: unknown command \"route\" for \"sluice\"\nTry \"sluice --help\".\n"},
-		{"trace", 2, "sluice: unknown command \"trace\" for \"sluice\"\nTry \"sluice --help\".\n"},
+		{"trace", 2, "sluice: whose rules? -c FILE for made up packets, --live for the running router\nTry \"sluice --help\".\n"},
 		{"check", 2, "sluice: required flag(s) \"config\" not set\nTry \"sluice --help\".\n"},
 		{"check -c a.toml b.toml", 2, "sluice: unknown command \"b.toml\" for \"sluice check\"\nTry \"sluice --help\".\n"},
 		{"status --yaml", 2, "sluice: unknown flag: --yaml\nTry \"sluice --help\".\n"},
