@@ -32,7 +32,7 @@ var tools = []tool{
 	{"iptables", 3}, {"ip6tables", 3}, // as when the real one cannot initialize a table
 	{"iptables-save", 1}, {"ip6tables-save", 1},
 	{"iptables-restore", 1}, {"ip6tables-restore", 1},
-	{"conntrack", 1}, {"ipset", 1},
+	{"conntrack", 1}, {"ipset", 1}, {"iptables-xml", 1},
 }
 
 func toolNamed(name string) (tool, bool) {
@@ -85,6 +85,9 @@ func borrowed(argv []string) (*borrowedCall, bool) {
 }
 
 func (b *borrowedCall) run(ctx context.Context, stdin io.Reader, stdout, stderr io.Writer) int {
+	if b.tool.name == "iptables-xml" {
+		return iptablesXML(b.argv, stdin, stdout, stderr)
+	}
 	path, err := control.Find(b.socket, b.target.name)
 	if err != nil {
 		if b.speaksAlone() {
@@ -124,6 +127,20 @@ func (b *borrowedCall) run(ctx context.Context, stdin io.Reader, stdout, stderr 
 		return b.failed
 	}
 	return status
+}
+
+// iptablesXML is that program, which needs no router.
+func iptablesXML(argv []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	if i := len(argv) - 1; i > 0 && !strings.HasPrefix(argv[i], "-") {
+		f, err := os.Open(argv[i])
+		if err != nil {
+			fmt.Fprintf(stderr, "Can't open %s: No such file or directory", argv[i])
+			return exitFailed
+		}
+		defer f.Close()
+		stdin, argv = f, argv[:i]
+	}
+	return iptables.XML(argv, stdin, stdout, stderr)
 }
 
 // ipset is a call of that program, with the files that its -f names.
