@@ -76,6 +76,7 @@ type opx struct {
 // code is a chain's compiled form, with what linking has to know of its rules.
 type code struct {
 	ops   []op
+	class *classifier // nil: it is walked rule by rule
 	edges []edge
 	upto  int // rules that checkChain has passed …
 	hooks int // … for this set of hooks; -1: none
@@ -310,6 +311,7 @@ func (e *Engine) compileChain(t *Table, c *Chain) error {
 		}
 		k.ops = append(k.ops, t.emit(r))
 	}
+	k.index(c.rules)
 	return nil
 }
 

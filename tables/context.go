@@ -50,6 +50,7 @@ type Context struct {
 	LogLine func(level uint8, line string)
 
 	stack []frame
+	found candidates
 }
 
 // Trail collects the counters that a packet's walks moved, in order. One that

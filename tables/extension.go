@@ -75,6 +75,7 @@ const (
 	DependsRoutes                       // routes and addresses
 	DependsSets                         // members of sets: Env.SetGeneration counts their changes
 	DependsOwner                        // the local socket
+	DependsTCP                          // what the Pred names with Context.LookFlags or NotRepeatable
 
 	notRepeatable Depends = 1 << 31
 )
@@ -123,6 +124,9 @@ type Match struct {
 	// Ports gives a simpler equal form: see PortRange. It is used instead of the
 	// Pred when ok.
 	Ports func(a *Args) (src, dst PortRange, ok bool)
+
+	// Hint says by which plain fields the rule can be found; see Hint.
+	Hint func(a *Args) Hint
 }
 
 // PortRange is an inclusive range; the zero value means any.

@@ -118,6 +118,25 @@ func eq(a, b, mask *[2]uint64) bool { return (a[0]^b[0])&mask[0]|(a[1]^b[1])&mas
 // Run takes p through table t at c.Hook. Accept: the table lets it pass. Drop:
 // p.Reason is set. c must have been Prepared for pr.
 func (pr *Program) Run(c *Context, t TableID, p *packet.Packet) hooks.Verdict {
+	return pr.run(c, t, p, true)
+}
+
+// RunLinear is Run rule by rule: what Run is held against.
+func (pr *Program) RunLinear(c *Context, t TableID, p *packet.Packet) hooks.Verdict {
+	return pr.run(c, t, p, false)
+}
+
+// scan is what the walk of one chain has left: the candidates that its
+// classifier gave, then all rules from tail on.
+func (c *Context) scan(cur *code, k *key, p *packet.Packet, classify bool) (tail int) {
+	if x := cur.class; x != nil && classify && x.gather(&c.found, k, p) {
+		return x.upto
+	}
+	c.found.n = 0
+	return 0
+}
+
+func (pr *Program) run(c *Context, t TableID, p *packet.Packet, classify bool) hooks.Verdict {
 	b := &pr.bases[t][c.Hook]
 	if b.code == nil {
 		return hooks.Accept
@@ -137,13 +156,22 @@ func (pr *Program) Run(c *Context, t TableID, p *packet.Packet) hooks.Verdict {
 		sel = 0 // a rule that asks for the protocol must get as far as to drop the packet
 	}
 	next, sp := 0, 0
+	classify = classify && k.classifiable()
+	c.found.known = false
+	tail := c.scan(cur, &k, p, classify)
 	for {
+		if next < tail {
+			if next = c.found.next(next); next < 0 {
+				next = tail
+			}
+		}
 		if next >= len(cur.ops) {
 			if sp == 0 {
 				return b.end(c, t, p, size)
 			}
 			sp--
 			cur, next = c.stack[sp].code, c.stack[sp].next
+			tail = c.scan(cur, &k, p, classify)
 			continue
 		}
 		o := &cur.ops[next]
@@ -172,9 +200,11 @@ func (pr *Program) Run(c *Context, t TableID, p *packet.Packet) hooks.Verdict {
 			c.stack[sp] = frame{cur, next}
 			sp++
 			cur, next = pr.chains[o.jump], 0
+			tail = c.scan(cur, &k, p, classify)
 			continue
 		case opGoto:
 			cur, next = pr.chains[o.jump], 0
+			tail = c.scan(cur, &k, p, classify)
 			continue
 		case opTarget:
 			c.Looked.Depends |= o.x.targetLooks
@@ -199,7 +229,7 @@ func (pr *Program) Run(c *Context, t TableID, p *packet.Packet) hooks.Verdict {
 		case Accept:
 			return hooks.Accept
 		case Return:
-			next = len(cur.ops)
+			next, tail = len(cur.ops), 0
 		case Stolen:
 			return hooks.Stolen
 		default:

@@ -48,6 +48,15 @@ var matchIPRange = &tables.Match{
 		{Name: "src-range", Type: addrRange{}, Negatable: true, Arg: "from[-to]", Doc: "source address in the range"},
 		{Name: "dst-range", Type: addrRange{}, Negatable: true, Arg: "from[-to]", Doc: "destination address in the range"},
 	},
+	Hint: func(a *tables.Args) (h tables.Hint) {
+		if v := a.Get("src-range"); v.Set && !v.Not {
+			h.Src = tables.Covering(packet.Addr(a.Family, v.A), packet.Addr(a.Family, v.B))
+		}
+		if v := a.Get("dst-range"); v.Set && !v.Not {
+			h.Dst = tables.Covering(packet.Addr(a.Family, v.A), packet.Addr(a.Family, v.B))
+		}
+		return h
+	},
 	Depends: tables.DependsNothing,
 	Final: func(a *tables.Args) error {
 		if a.Count() == 0 {

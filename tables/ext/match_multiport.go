@@ -129,6 +129,15 @@ var matchMultiport = &tables.Match{
 		}
 		return " multiport"
 	},
+	Hint: func(a *tables.Args) (h tables.Hint) {
+		if v := a.Get("source-ports"); v.Set && !v.Not {
+			h.SPorts = v.List
+		}
+		if v := a.Get("destination-ports"); v.Set && !v.Not {
+			h.DPorts = v.List
+		}
+		return h
+	},
 	Depends: tables.DependsNothing,
 	Compile: func(a *tables.Args, _ *tables.Env) (tables.Pred, error) {
 		for i, name := range multiportKinds {

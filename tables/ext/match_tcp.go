@@ -141,7 +141,8 @@ var matchTCP = &tables.Match{
 	Ports: func(a *tables.Args) (s, d tables.PortRange, ok bool) {
 		return portRange(a.Get("sport")), portRange(a.Get("dport")), !a.Has("tcp-option") && !a.Has("tcp-flags")
 	},
-	Depends: tables.DependsNothing, // and on the flags and options that the Pred names
+	Hint:    portHint("sport", "dport"),
+	Depends: tables.DependsTCP,
 	Compile: func(a *tables.Args, _ *tables.Env) (tables.Pred, error) {
 		sp, dp := portRange(a.Get("sport")), portRange(a.Get("dport"))
 		flags, option := *a.Get("tcp-flags"), *a.Get("tcp-option")

@@ -22,6 +22,7 @@ var matchUDP = &tables.Match{
 	Ports: func(a *tables.Args) (s, d tables.PortRange, ok bool) {
 		return portRange(a.Get("source-port")), portRange(a.Get("destination-port")), true
 	},
+	Hint:    portHint("source-port", "destination-port"),
 	Depends: tables.DependsNothing,
 	Compile: func(a *tables.Args, _ *tables.Env) (tables.Pred, error) {
 		return portsPred(portRange(a.Get("source-port")), portRange(a.Get("destination-port"))), nil

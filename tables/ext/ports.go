@@ -93,3 +93,16 @@ func notOf(v *tables.Value) string {
 	}
 	return ""
 }
+
+// portHint is a match's ports as a classifier takes them.
+func portHint(sport, dport string) func(*tables.Args) tables.Hint {
+	return func(a *tables.Args) (h tables.Hint) {
+		if v := a.Get(sport); v.Set && !v.Not {
+			h.SPorts = []tables.Range{{Lo: v.Lo, Hi: v.Hi}}
+		}
+		if v := a.Get(dport); v.Set && !v.Not {
+			h.DPorts = []tables.Range{{Lo: v.Lo, Hi: v.Hi}}
+		}
+		return h
+	}
+}
