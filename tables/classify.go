@@ -219,6 +219,25 @@ func (f *fields) value(by uint8, id uint32) (v value, ok bool) {
 	return v, true
 }
 
+// wide is how many of n rules as wide as v a packet would meet.
+func (f *fields) wide(v value, n uint32) uint32 {
+	switch v.by {
+	case bySrc, byDst:
+		return n >> min(v.bits, 31)
+	case bySport, byDport:
+		l := f.sport
+		if v.by == byDport {
+			l = f.dport
+		}
+		ports := uint64(0)
+		for _, r := range l {
+			ports += r.Hi - r.Lo + 1
+		}
+		return uint32(uint64(n) * ports >> 16)
+	}
+	return 0
+}
+
 // eachBlock cuts a range of ports into aligned blocks.
 func eachBlock(r Range, yield func(level uint, port uint16)) {
 	for lo, hi := r.Lo, r.Hi; lo <= hi; {
@@ -271,8 +290,13 @@ func (c *class) classify(ids []uint32, fs []fields, base uint32, used uint8) {
 			if used>>by&1 != 0 {
 				continue
 			}
-			if v, ok := f.value(by, id); ok && shared[v] < least {
-				best, least = v, shared[v]
+			v, ok := f.value(by, id)
+			if !ok {
+				continue
+			}
+			// What is wide is met by many packets, even if one rule alone has it.
+			if n := shared[v] + f.wide(v, uint32(len(ids))); n < least {
+				best, least = v, n
 			}
 		}
 		if best.by == byNothing {

@@ -165,7 +165,7 @@ type Selector struct {
 }
 
 // What a packet brings with it.
-const dependsOnArrival = DependsNothing | DependsLength | DependsTOS | DependsTTL | DependsL4Header
+const dependsOnArrival = DependsNothing | DependsTCP | DependsLength | DependsTOS | DependsTTL | DependsL4Header
 
 // NewSelector compiles r, a rule without a target.
 func NewSelector(r *Rule, env *Env) (*Selector, error) {
