@@ -153,6 +153,7 @@ type Packet struct {
 	CtInfo   CtInfo
 	PktType  PktType
 	Reason   Reason // why it was dropped
+	Traced   bool   // by TRACE: the rules that it matches are logged
 	Worker   uint16
 	Home     uint8  // 1 + the worker whose queues its connection uses; 0: as Ct says
 	UID, GID uint32 // of the local socket, if HasOwner

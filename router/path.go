@@ -167,6 +167,11 @@ func (w *worker) input(p *packet.Packet) bool {
 	if done, ok := w.run(hooks.Input, p); done {
 		return ok
 	}
+	return w.inputDone(p)
+}
+
+// inputDone is input behind the hook.
+func (w *worker) inputDone(p *packet.Packet) bool {
 	if typ, _, ok := p.ICMPType(); ok && (typ == 8 && p.Family == packet.IPv4 || typ == 128 && p.Family == packet.IPv6) && w.r.knobs.echoIgnore[family(p)].Load() != 0 {
 		return drop(p, reasonEchoIgnored)
 	}
@@ -241,7 +246,12 @@ func (w *worker) forward(p *packet.Packet) bool {
 	if done, ok := w.run(hooks.Forward, p); done {
 		return ok
 	}
-	if v4 && p.Is(packet.Options) {
+	return w.forwardDone(p)
+}
+
+// forwardDone is forward behind the hook.
+func (w *worker) forwardDone(p *packet.Packet) bool {
+	if p.Family == packet.IPv4 && p.Is(packet.Options) {
 		w.forwardOptions(p)
 	}
 	w.forwarded++
@@ -260,6 +270,11 @@ func (w *worker) output(p *packet.Packet) bool {
 	if done, ok := w.run(hooks.Output, p); done {
 		return ok
 	}
+	return w.outputDone(p)
+}
+
+// outputDone is output behind the hook.
+func (w *worker) outputDone(p *packet.Packet) bool {
 	if w.outDev != nil {
 		p.Out = w.outDev
 	}
@@ -308,6 +323,11 @@ func (w *worker) postrouting(p *packet.Packet) bool {
 	if done, ok := w.run(hooks.Postrouting, p); done {
 		return ok
 	}
+	return w.postroutingDone(p)
+}
+
+// postroutingDone is postrouting behind the hook.
+func (w *worker) postroutingDone(p *packet.Packet) bool {
 	if p.Out == w.r.lo {
 		return w.loopback(p)
 	}

@@ -86,6 +86,10 @@ type Router struct {
 	replayed  atomic.Int64 // the clock of a replay, ns
 	recorded  atomic.Int64 // when the first packet of a replay was recorded, Unix time in ns; else 0
 
+	queueMu sync.Mutex // serialises changes of the next two
+	queues  atomic.Pointer[queues]
+	nflogs  atomic.Pointer[[]*nflogListener]
+
 	mu        sync.Mutex // guards what follows; no packet takes it
 	cfg       *Config
 	links     []*link

@@ -7,6 +7,7 @@ import (
 
 	"sluice/packet"
 	"sluice/tables"
+	"sluice/tables/ext"
 )
 
 // Status is what a router is doing, as `sluice status` prints it. Counters run
@@ -29,7 +30,8 @@ type Status struct {
 	Conntrack  ConntrackStatus   `json:"conntrack"`
 	Tables     []TableStatus     `json:"tables"`
 	LogLost    uint64            `json:"log_lines_lost"`
-	Watches    int               `json:"watches"` // traces and captures that are under way
+	IdleTimers []ext.IdleTimer   `json:"idle_timers,omitempty"` // of IDLETIMER
+	Watches    int               `json:"watches"`               // traces and captures that are under way
 }
 
 // WorkerStatus is one worker's share.
@@ -159,6 +161,7 @@ func (r *Router) status(rules bool) *Status {
 	s.Sent = local.Sent
 	drops[reasonLocalOutputFull] += local.OutputFull
 	s.LogLost = r.logs.lost.Load()
+	s.IdleTimers = ext.IdleTimers(r.ct, r.clock())
 	if p := r.watches.Load(); p != nil {
 		s.Watches = len(*p)
 	}

@@ -60,6 +60,8 @@ type worker struct {
 	outq    []*packet.Packet // made by the router, waiting to pass OUTPUT
 	logBuf  []byte
 	options packet.IPOptions // of the packet at hand
+	tees    []*packet.Packet // copies that TEE made, waiting to leave
+	teeing  bool             // … and leaving
 	outDev  *packet.Iface    // where the packet in OUTPUT was routed anew; nil: it was not
 
 	epoll, wake int
@@ -114,7 +116,10 @@ func newWorker(r *Router, id int) (*worker, error) {
 		w.bound[h] = bindAll(w, h)
 	}
 	for f := range w.ctx {
-		w.ctx[f] = tables.Context{Worker: id, CT: w.ct, NAT: r.nat, Env: r.envs[f], Output: w.queueOutput, Alloc: w.alloc, Free: w.free, ICMPError: w.icmpError, Log: w.logPacket, LogLine: r.logs.add}
+		w.ctx[f] = tables.Context{Worker: id, CT: w.ct, NAT: r.nat, Env: r.envs[f], Output: w.queueOutput, Alloc: w.alloc, Free: w.free, ICMPError: w.icmpError, Log: w.logPacket, LogLine: r.logs.add, NFLog: w.nflog}
+		c := &w.ctx[f]
+		c.Queue = func(num uint16, bypass bool, p *packet.Packet) tables.Result { return w.queuePacket(c, num, bypass, p) }
+		c.Tee = func(gw [16]byte, dev string, p *packet.Packet) { w.tee(c, gw, dev, p) }
 	}
 	for i := range w.frames {
 		p := &w.frames[i]
@@ -485,6 +490,9 @@ func (w *worker) queueOutput(p *packet.Packet) {
 
 // settle sends what queueOutput collected, and what that caused in turn.
 func (w *worker) settle() {
+	if len(w.tees) > 0 {
+		w.sendTees()
+	}
 	for i := 0; i < len(w.outq); i++ {
 		w.sendOwn(w.outq[i])
 	}

@@ -75,11 +75,13 @@ type opx struct {
 
 // code is a chain's compiled form, with what linking has to know of its rules.
 type code struct {
-	ops   []op
-	class *classifier // nil: it is walked rule by rule
-	edges []edge
-	upto  int // rules that checkChain has passed …
-	hooks int // … for this set of hooks; -1: none
+	name    string // the chain's
+	builtin bool
+	ops     []op
+	class   *classifier // nil: it is walked rule by rule
+	edges   []edge
+	upto    int // rules that checkChain has passed …
+	hooks   int // … for this set of hooks; -1: none
 }
 
 // edge is a jump or goto to another chain; rule is the first one that makes it.
@@ -282,6 +284,7 @@ func (e *Engine) compileChain(t *Table, c *Chain) error {
 		c.code = &code{hooks: -1}
 	}
 	k := c.code
+	k.name, k.builtin = c.Name, c.Builtin
 	for i := len(k.ops); i < len(c.rules); i++ {
 		r := c.rules[i]
 		fail := func(no syscall.Errno, target, detail string) error {

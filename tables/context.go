@@ -48,6 +48,15 @@ type Context struct {
 	Looked Looked
 	// LogLine takes another line for the log, with its syslog level.
 	LogLine func(level uint8, line string)
+	// NFLog takes a packet for those who listen to a group: the rule's prefix, and
+	// how many bytes of it are wanted (negative: all). The packet is valid during
+	// the call only.
+	NFLog func(group uint16, prefix string, size int, p *packet.Packet)
+	// Queue lets p wait for a program's decision: Stolen, or Accept or Drop where
+	// it cannot wait.
+	Queue func(num uint16, bypass bool, p *packet.Packet) Result
+	// Tee sends a copy of p to a gateway, through the interface dev if it is not "".
+	Tee func(gateway [16]byte, dev string, p *packet.Packet)
 
 	stack []frame
 	found candidates

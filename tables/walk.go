@@ -2,6 +2,7 @@ package tables
 
 import (
 	"encoding/binary"
+	"fmt"
 
 	"sluice/hooks"
 	"sluice/packet"
@@ -166,6 +167,9 @@ func (pr *Program) run(c *Context, t TableID, p *packet.Packet, classify bool) h
 			}
 		}
 		if next >= len(cur.ops) {
+			if p.Traced && next == len(cur.ops) && !cur.builtin {
+				c.traceLine(t, cur, "return", next+1, p)
+			}
 			if sp == 0 {
 				return b.end(c, t, p, size)
 			}
@@ -187,6 +191,9 @@ func (pr *Program) run(c *Context, t TableID, p *packet.Packet, classify bool) h
 			continue
 		}
 		c.count(o.counter, size)
+		if p.Traced {
+			c.traceLine(t, cur, o.traceName(cur), next, p)
+		}
 		if c.Hotdrop { // an inverted match that found the packet malformed
 			if o.kind == opTarget {
 				o.x.target(c, p)
@@ -229,7 +236,7 @@ func (pr *Program) run(c *Context, t TableID, p *packet.Packet, classify bool) h
 		case Accept:
 			return hooks.Accept
 		case Return:
-			next, tail = len(cur.ops), 0
+			next, tail = len(cur.ops)+1, 0
 		case Stolen:
 			return hooks.Stolen
 		default:
@@ -254,6 +261,9 @@ func (c *Context) count(id uint32, size uint64) {
 // end applies the policy.
 func (b *base) end(c *Context, t TableID, p *packet.Packet, size uint64) hooks.Verdict {
 	c.count(b.counter, size)
+	if p.Traced {
+		c.traceLine(t, b.code, "policy", len(b.code.ops)+1, p)
+	}
 	if b.policy == VerdictAccept {
 		return hooks.Accept
 	}
@@ -266,4 +276,24 @@ func (b *base) end(c *Context, t TableID, p *packet.Packet, size uint64) hooks.V
 func (pr *Program) Passes(t TableID, h hooks.Hook) (counter uint32, ok bool) {
 	b := &pr.bases[t][h]
 	return b.counter, b.code != nil && len(b.code.ops) == 0 && b.policy == VerdictAccept
+}
+
+// traceLine logs a step of a packet that TRACE chose, as Linux does.
+func (c *Context) traceLine(t TableID, k *code, what string, n int, p *packet.Packet) {
+	c.NotRepeatable()
+	if c.Log != nil {
+		c.Log(fmt.Sprintf("TRACE: %s:%s:%s:%d ", t, k.name, what, n), 4, LogTCPSeq|LogTCPOptions|LogIPOptions|LogUID, p)
+	}
+}
+
+// traceName is what Linux calls a rule in a trace. It takes one that ends the
+// chain for every packet for the chain's end.
+func (o *op) traceName(k *code) string {
+	if o.kind != opAccept && o.kind != opDrop && o.kind != opReturn || o.checks != 0 || o.srcMask|o.dstMask|uint32(o.protoMask) != 0 {
+		return "rule"
+	}
+	if k.builtin {
+		return "policy"
+	}
+	return "return"
 }

@@ -2,15 +2,18 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"time"
 
 	"sluice/internal/conntrackcmd"
 	"sluice/internal/control"
 	"sluice/internal/ipset"
 	"sluice/internal/iptables"
+	"sluice/router/nfqueue"
 )
 
 // handlers registers what the control socket can do.
@@ -23,6 +26,23 @@ func (d *daemon) handlers(s *control.Server) {
 	}
 	s.Handle("conntrack", func(ctx context.Context, argv []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		return conntrackcmd.Run(d.router.Conntrack(), argv[1:], stdin, stdout, stderr, ctx.Done())
+	})
+	s.Handle("nflog", func(ctx context.Context, argv []string, _ io.Reader, stdout, stderr io.Writer) int {
+		if len(argv) != 2 {
+			return told(stderr, errors.New("nflog takes a group"))
+		}
+		group, err := strconv.ParseUint(argv[1], 10, 16)
+		if err != nil {
+			return told(stderr, fmt.Errorf("%q is no group: 0 to 65535", argv[1]))
+		}
+		return told(stderr, d.router.ServeNFLog(uint16(group), stdout, ctx.Done()))
+	})
+	s.Handle("nfqueue", func(ctx context.Context, argv []string, stdin io.Reader, stdout, stderr io.Writer) int {
+		num, o, err := queueOptions(argv[1:])
+		if err != nil {
+			return told(stderr, err)
+		}
+		return told(stderr, d.router.ServeQueue(num, o, stdin, stdout, ctx.Done()))
 	})
 	s.Handle("ipset", func(ctx context.Context, argv []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		return ipset.Run(d.router.Sets(), argv, stdin, stdout, stderr, ctx.Done())
@@ -58,6 +78,31 @@ func (d *daemon) handlers(s *control.Server) {
 			Name: d.name, PID: os.Getpid(), Version: version, Started: started, Config: d.file, Socket: d.socket,
 		}))
 	})
+}
+
+// queueOptions reads what a program that wants a queue says of it.
+func queueOptions(args []string) (num uint16, o nfqueue.Options, err error) {
+	if len(args) == 0 {
+		return 0, o, errors.New("nfqueue takes a queue's number")
+	}
+	n, err := strconv.ParseUint(args[0], 10, 16)
+	if err != nil {
+		return 0, o, fmt.Errorf("%q is no queue: 0 to 65535", args[0])
+	}
+	for i := 1; i < len(args); i++ {
+		switch {
+		case args[i] == "--fail-open":
+			o.FailOpen = true
+		case args[i] == "--max" && i+1 < len(args):
+			i++
+			if o.Max, err = strconv.Atoi(args[i]); err != nil || o.Max < 1 || o.Max > 1<<16 {
+				return 0, o, fmt.Errorf("--max %s: 1 to 65536 packets can wait", args[i])
+			}
+		default:
+			return 0, o, fmt.Errorf("unknown option %q", args[i])
+		}
+	}
+	return uint16(n), o, nil
 }
 
 // told is the exit status for err, after saying it.

@@ -91,7 +91,7 @@ argument, sluice is that tool and acts on the running router.`,
 	root.PersistentFlags().StringVar(&a.socket, "socket", "", "control `path` of the router (else $SLUICE_SOCKET, else the one that runs)")
 	root.PersistentFlags().StringVar(&a.name, "name", "", "`name` of the router, as sluice ps shows it")
 	root.AddCommand(a.runCommand(), a.checkCommand(), a.setupCommand(), a.reloadCommand(), a.statusCommand(), a.execCommand(), a.attachCommand(),
-		a.psCommand(), a.sysctlCommand(), a.benchCommand(), a.traceCommand(), a.testCommand(), a.lintCommand(), a.captureCommand(), a.topCommand(), a.graphCommand(), a.manCommand(), a.versionCommand())
+		a.psCommand(), a.sysctlCommand(), a.nflogCommand(), a.benchCommand(), a.traceCommand(), a.testCommand(), a.lintCommand(), a.captureCommand(), a.topCommand(), a.graphCommand(), a.manCommand(), a.versionCommand())
 	root.AddGroup(&cobra.Group{ID: toolGroup, Title: "Tools that sluice is, too:"})
 	root.AddCommand(toolCommands()...)
 	root.SetHelpCommand(&cobra.Command{Use: "no-help", Hidden: true})

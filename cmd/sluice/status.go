@@ -82,6 +82,12 @@ func printStatus(w io.Writer, s *router.Status) error {
 			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%d\t%d\n", tab.Family, tab.Name, c.Name, c.Policy, c.Packets, c.Bytes, len(c.Rules))
 		}
 	}
+	if len(s.IdleTimers) > 0 {
+		section("IDLE TIMER\tSECONDS LEFT")
+		for _, i := range s.IdleTimers {
+			fmt.Fprintf(t, "%s\t%d\n", i.Label, i.Seconds)
+		}
+	}
 	if s.LogLost > 0 {
 		fmt.Fprintf(t, "\n%d LOG lines were lost: they came faster than the log took them\n", s.LogLost)
 	}

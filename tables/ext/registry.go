@@ -87,6 +87,8 @@ var Registry = tables.NewRegistry(
 		targetMARK,
 		targetMASQUERADE,
 		targetNETMAP,
+		targetNFLOG,
+		targetNFQUEUE,
 		targetNOTRACK,
 		targetRATEEST,
 		targetREDIRECT,
@@ -98,7 +100,9 @@ var Registry = tables.NewRegistry(
 		targetSNPT,
 		targetTCPMSS,
 		targetTCPOPTSTRIP,
+		targetTEE,
 		targetTOS,
+		targetTRACE,
 		targetTTL,
 	},
 )
