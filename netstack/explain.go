@@ -37,15 +37,12 @@ func (s *Snapshot) Explain(q *Query) Explanation {
 		}
 		p, w, ok := ru.table.LookupPrefixLPM(netip.PrefixFrom(dst, dst.BitLen()))
 		for ok && w.first.typ != RouteThrow {
-			h := &w.first
-			if q.Out != nil {
-				if h = w.through(int32(q.Out.Index), dst.Is4()); h == nil {
-					if p.Bits() == 0 {
-						break
-					}
-					p, w, ok = ru.table.LookupPrefixLPM(netip.PrefixFrom(dst, p.Bits()-1))
-					continue
+			if q.Out != nil && w.through(int32(q.Out.Index), dst.Is4()) == nil {
+				if p.Bits() == 0 {
+					break
 				}
+				p, w, ok = ru.table.LookupPrefixLPM(netip.PrefixFrom(dst, p.Bits()-1))
+				continue
 			}
 			x.Rule, x.Prefix = ru.Rule, p
 			return x

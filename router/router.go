@@ -99,7 +99,6 @@ type Router struct {
 	fullLimit *rate.Limiter
 	lostDrops [packet.MaxReasons]uint64 // of workers' ports that are gone
 
-	inline   sync.Mutex    // taken for work on a worker without a goroutine
 	lost     chan *link    // devices that went away
 	stopping chan struct{} // closed when Run ends
 	wg       sync.WaitGroup

@@ -52,7 +52,6 @@ type want struct {
 	*Watch
 	early []*tables.Selector // those that still have to say yes
 	sure  bool
-	asked bool
 }
 
 // Watch begins to look. Close ends it; so does the end of the router.

@@ -199,13 +199,9 @@ func newTransit(c transit) (Run, error) {
 		b.Close()
 		return nil, err
 	}
-	for _, q := range b.lan.queues {
-		t.to = append(t.to, q)
-	}
+	t.to = append(t.to, b.lan.queues...)
 	if c.replies {
-		for _, q := range b.wan.queues {
-			t.to = append(t.to, q)
-		}
+		t.to = append(t.to, b.wan.queues...)
 	}
 	return t, nil
 }

@@ -14,16 +14,15 @@ import (
 
 // element is an element as typed: of addresses and ports, perhaps a range.
 type element struct {
-	typ      *ipset.Type
-	family   uint8
-	elem     ipset.Elem
-	ip       [2]ipArg
-	ips      int
-	port     portArg
-	hasPort  bool
-	hasMAC   bool
-	ext      ipset.Ext
-	wildcard bool
+	typ     *ipset.Type
+	family  uint8
+	elem    ipset.Elem
+	ip      [2]ipArg
+	ips     int
+	port    portArg
+	hasPort bool
+	hasMAC  bool
+	ext     ipset.Ext
 }
 
 // addOptions are what a command takes for an element of the type.
@@ -252,7 +251,7 @@ func (e *element) allowed(c cmd, name string) error {
 		return nil
 	}
 	refuse := func(what string) error {
-		return errors.New(fmt.Sprintf("%s is not allowed in command %s with set type %s and family %s", what, name, e.typ.Name, familyName(e.family)))
+		return fmt.Errorf("%s is not allowed in command %s with set type %s and family %s", what, name, e.typ.Name, familyName(e.family))
 	}
 	for i := range e.ip[:e.ips] {
 		switch e.ip[i].kind {

@@ -2,7 +2,6 @@ package ipset
 
 import (
 	"math/rand/v2"
-	"slices"
 	"sync/atomic"
 	"time"
 
@@ -469,6 +468,3 @@ func (h *hashSet) expire(now int64) int {
 	h.set.moved.Store(later)
 	return len(gone)
 }
-
-// sorted gives prefix lengths in use, for tests.
-func (h *hashSet) sorted() []uint8 { return slices.Clone(*h.lengths[0].Load()) }

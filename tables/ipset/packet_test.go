@@ -181,3 +181,12 @@ func BenchmarkNets(b *testing.B) {
 		})
 	}
 }
+
+// settle makes the trie now.
+func (h *hashSet) settle() {
+	if h.plainNets() {
+		h.set.mu.Lock()
+		defer h.set.mu.Unlock()
+		h.trie.Store(h.newTrie())
+	}
+}

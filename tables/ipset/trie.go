@@ -128,12 +128,3 @@ func (h *hashSet) newTrie() *trie {
 	})
 	return t
 }
-
-// settle makes the trie now.
-func (h *hashSet) settle() {
-	if h.plainNets() {
-		h.set.mu.Lock()
-		defer h.set.mu.Unlock()
-		h.trie.Store(h.newTrie())
-	}
-}
