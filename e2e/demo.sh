@@ -5,13 +5,24 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 sluice=${SLUICE:-$PWD/sluice}
 
+if [ -t 1 ]; then bold=$'\e[1m' dim=$'\e[2m' off=$'\e[0m'; else bold= dim= off=; fi
+step() { printf '\n%s%s%s\n' "$bold" "== $1" "$off"; [ -z "${2:-}" ] || printf '%s%s%s\n' "$dim" "$2" "$off"; }
+
 if [ "$(id -u)" != 0 ]; then
+	step "A command behind a firewall of its own" "sluice exec makes namespaces, a device and a router for one command. It needs no root."
+	own=$(mktemp -d)
+	trap 'rm -rf "$own"' EXIT
+	alone() { printf '$ sluice exec -- %s\n' "${*//"$sluice"/sluice}"; XDG_RUNTIME_DIR=$own "$sluice" exec -- "$@"; }
+	alone sh -c 'id -u; ip -br addr show exec0; ping -c 1 10.0.2.2'
+	alone sh -c 'exit 7' || echo "exit status $?"
+	alone "$sluice" iptables -F || echo "exit status $?: the rules cannot be changed from inside"
+	rm -rf "$own"
 	# An ordinary user is root in a user namespace of their own: enough for all of this.
 	if ! unshare -Urnm true 2>/dev/null; then
 		echo "The demo needs root, or user namespaces for ordinary users. Try: sudo make demo" >&2
 		exit 1
 	fi
-	exec unshare -Urnm --map-root-user bash -c 'mount -t tmpfs tmpfs /run && exec bash "$0"' "$PWD/e2e/demo.sh"
+	exec unshare -Urnm --map-root-user env SLUICE_DEMO_INSIDE=1 bash -c 'mount -t tmpfs tmpfs /run && exec bash "$0"' "$PWD/e2e/demo.sh"
 fi
 if ! { : <>/dev/net/tun; } 2>/dev/null; then
 	echo "The demo needs /dev/net/tun, and may not open it. As root: modprobe tun; chmod 0666 /dev/net/tun" >&2
@@ -40,8 +51,6 @@ cleanup() {
 trap cleanup EXIT
 trap 'exit 130' INT TERM
 
-if [ -t 1 ]; then bold=$'\e[1m' dim=$'\e[2m' off=$'\e[0m'; else bold= dim= off=; fi
-step() { printf '\n%s%s%s\n' "$bold" "== $1" "$off"; [ -z "${2:-}" ] || printf '%s%s%s\n' "$dim" "$2" "$off"; }
 in_client() { ip netns exec "$client" "$@"; }
 in_server() { ip netns exec "$server" "$@"; }
 show() { printf '$ %s\n' "$*" | sed "s/ip netns exec $client /client: /; s/ip netns exec $server /server: /; s|$sluice|sluice|; s|--socket $dir/sluice.sock ||; s/in_client /client: /; s/in_server /server: /"; "$@"; }
@@ -52,6 +61,59 @@ ip netns add "$client"
 ip netns add "$server"
 in_client ip link set lo up
 in_server ip link set lo up
+
+cat >"$dir/web.py" <<'PY'
+import http.server, sys
+class H(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = f"{sys.argv[2]} says: you come from {self.client_address[0]}\n".encode()
+        self.send_response(200); self.send_header("Content-Length", str(len(body))); self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *a): pass
+http.server.ThreadingHTTPServer(("0.0.0.0", int(sys.argv[1])), H).serve_forever()
+PY
+
+if [ -z "${SLUICE_DEMO_INSIDE:-}" ]; then
+# A command behind a firewall of its own: first, because it needs nothing but the binary.
+ip link add out0 netns "$client" type veth peer name in0 netns "$server"
+in_client ip addr add 192.0.2.1/24 dev out0
+in_server ip addr add 192.0.2.2/24 dev in0
+in_client ip link set out0 up
+in_server ip link set in0 up
+ip netns exec "$server" python3 "$dir/web.py" 80 "a web server" & pids+=($!)
+ip netns exec "$server" python3 "$dir/web.py" 8025 "another server" & pids+=($!)
+web=${pids[*]}
+wait_for in_client curl -s http://192.0.2.2/
+wait_for in_client curl -s http://192.0.2.2:8025/
+cat >"$dir/deny.rules" <<'RULES'
+*filter
+:INPUT ACCEPT [0:0]
+:FORWARD DROP [0:0]
+:OUTPUT ACCEPT [0:0]
+-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A FORWARD -p tcp -m tcp --dport 8025 -m comment --comment "not there" -j REJECT --reject-with tcp-reset
+-A FORWARD -i exec0 -p tcp -m tcp --dport 80 -j ACCEPT
+COMMIT
+RULES
+chmod 755 "$dir"
+chmod 644 "$dir"/*
+mkdir -m 1777 "$dir/user"
+step "A command behind a firewall of its own" "sluice exec makes namespaces, a device and a router for one command. It needs no root."
+cat "$dir/deny.rules"
+as_user=()
+if [ "$(id -u)" = 0 ] && setpriv --reuid 65534 --regid 65534 --clear-groups "$sluice" version >/dev/null 2>&1; then
+	as_user=(setpriv --reuid 65534 --regid 65534 --clear-groups env "HOME=$dir/user" "TMPDIR=$dir/user" XDG_RUNTIME_DIR=)
+fi
+behind() { printf '$ sluice exec --rules deny.rules -- %s\n' "${*//"$sluice"/sluice}"; ip netns exec "$client" "${as_user[@]}" "$sluice" exec --rules "$dir/deny.rules" -- "$@"; }
+behind sh -c 'id -un; ip -br addr show exec0'
+behind curl -sS --max-time 5 http://192.0.2.2/
+behind curl -sS --max-time 5 http://192.0.2.2:8025/ && { echo "that should have been refused" >&2; exit 1; } || true
+step "Its exit status is the command's; the rules cannot be changed from inside"
+behind sh -c 'exit 7' || echo "exit status $?"
+behind "$sluice" iptables -F || echo "exit status $?"
+for p in $web; do kill "$p" 2>/dev/null || true; done
+in_client ip link del out0
+fi
 
 cat >"$dir/demo.rules" <<'RULES'
 *filter
@@ -115,6 +177,7 @@ type   = "http"
 listen = ["tcp://10.0.1.1:80"]
 TOML
 
+echo
 cat <<TEXT
 sluice is a router in one process. Here it joins two network namespaces:
 
@@ -135,16 +198,6 @@ router=$!
 wait_for grep -q 'sluice: ready' "$dir/ready"
 cat "$dir/ready"
 
-cat >"$dir/web.py" <<'PY'
-import http.server, sys
-class H(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        body = f"{sys.argv[2]} says: you come from {self.client_address[0]}\n".encode()
-        self.send_response(200); self.send_header("Content-Length", str(len(body))); self.end_headers()
-        self.wfile.write(body)
-    def log_message(self, *a): pass
-http.server.ThreadingHTTPServer(("0.0.0.0", int(sys.argv[1])), H).serve_forever()
-PY
 # Without a function between, $! is the program itself.
 ip netns exec "$server" python3 "$dir/web.py" 80 "the server" & pids+=($!)
 ip netns exec "$client" python3 "$dir/web.py" 80 "the client" & pids+=($!)

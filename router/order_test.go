@@ -49,7 +49,7 @@ var rooms = map[string][]string{
 	"internal/proxy":        {"netstack"},
 	"internal/iptables":     {"packet", "hooks", "conntrack", "nat", "tables", "tables/ext"},
 	"internal/sysctl":       {},
-	"router":                {"packet", "packet/frag", "packet/packettext", "hooks", "conntrack", "nat", "tables", "tables/ext", "tables/ipset", "netstack", "netstack/services", "netstack/uplink", "internal/resolver", "internal/proxy", "internal/iptables", "internal/ipset", "internal/host"},
+	"router":                {"packet", "packet/frag", "packet/packettext", "hooks", "conntrack", "nat", "tables", "tables/ext", "tables/ipset", "netstack", "netstack/services", "netstack/uplink", "router/nfqueue", "internal/resolver", "internal/proxy", "internal/iptables", "internal/ipset", "internal/host"},
 	"internal/conntrackcmd": {"packet", "conntrack"},
 	"internal/ipset":        {"packet", "tables", "tables/ipset"},
 }
