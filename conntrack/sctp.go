@@ -285,11 +285,14 @@ func (c *tcpState) sctpChunk(dir Dir, vtag uint32, b []byte, state SCTPState, se
 		if len(b) < 8 {
 			return 0, chunkBad
 		}
-		*peers = be.Uint32(b[4:])
 		if confirmed && next == SCTPClosed && state == SCTPClosed {
-			*ignore = true // a retransmitted INIT keeps nothing alive, and opens nothing anew
-			break
+			*ignore = true // a retransmitted INIT keeps nothing alive
 		}
+		tag := be.Uint32(b[4:])
+		if confirmed && tag == *peers {
+			break // and one whose tag is known opens nothing anew
+		}
+		*peers = tag
 		if *c.sctpInit(dir) != 0 && *c.sctpInit(dir ^ 1) != 0 {
 			*c.sctpInit(dir ^ 1) = 0
 		}
