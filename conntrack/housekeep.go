@@ -15,19 +15,19 @@ const (
 // connection is not found any more. now is the table's clock.
 func (t *Table) Housekeep(now int64) {
 	end := t.bump.Load()
-	todo := min(max(end/4, sweepMin), sweepMax)
+	left := min(max(end/4, sweepMin), sweepMax)
 	// Close to full, connections that are closing or unanswered go too, until the
 	// table is no more. A limit below 100 has no such mark, as in Linux.
 	mark := t.sys.max.Load() / 100 * 95
-	for todo > 0 {
+	for left > 0 {
 		t.guestMu.Lock()
 		w := t.guest
 		w.Begin(now)
-		n := min(todo, 1024)
+		n := min(left, 1024)
 		for range n {
 			t.sweep++
 			if t.sweep >= end {
-				t.sweep, todo = 0, n
+				t.sweep, left = 0, n
 				break
 			}
 			s := t.slabs[t.sweep>>slabBits].Load()
@@ -45,7 +45,7 @@ func (t *Table) Housekeep(now int64) {
 		}
 		w.End()
 		t.guestMu.Unlock()
-		todo -= n
+		left -= n
 	}
 	t.expects.expire(t, now)
 	t.guestMu.Lock()

@@ -2,10 +2,10 @@ package nat
 
 import (
 	"encoding/binary"
-	"math/bits"
 
 	"sluice/conntrack"
 	"sluice/packet"
+	"sluice/packet/jhash"
 )
 
 // pickAddress puts one of the range's addresses into the end of t that m
@@ -42,7 +42,7 @@ func (r *Range) pickAddress(t *conntrack.Tuple, m Manip, zone uint16) {
 			lo = binary.BigEndian.Uint32(r.Min[4*i:])
 			span = binary.BigEndian.Uint32(r.Max[4*i:]) - lo + 1
 		}
-		binary.BigEndian.PutUint32(out[4*i:], lo+scale(h, span))
+		binary.BigEndian.PutUint32(out[4*i:], lo+jhash.Scale(h, span))
 		if word(out, i) != word(&r.Max, i) {
 			free = true
 		}
@@ -55,51 +55,7 @@ func (r *Range) pickAddress(t *conntrack.Tuple, m Manip, zone uint16) {
 // word is the i-th 32-bit word of an address as a little-endian machine loads it.
 func word(a *[16]byte, i int) uint32 { return binary.LittleEndian.Uint32(a[4*i:]) }
 
-// scale maps a 32-bit hash evenly to [0, span).
-func scale(h, span uint32) uint32 { return uint32(uint64(h) * uint64(span) >> 32) }
-
-// hashAddress is Bob Jenkins' lookup3 (public domain) over the four words of an address.
+// hashAddress is the hash of the four words of an address.
 func hashAddress(k *[16]byte, seed uint32) uint32 {
-	a := 0xdeadbeef + 4<<2 + seed
-	b, c := a, a
-	a += word(k, 0)
-	b += word(k, 1)
-	c += word(k, 2)
-
-	a -= c
-	a ^= bits.RotateLeft32(c, 4)
-	c += b
-	b -= a
-	b ^= bits.RotateLeft32(a, 6)
-	a += c
-	c -= b
-	c ^= bits.RotateLeft32(b, 8)
-	b += a
-	a -= c
-	a ^= bits.RotateLeft32(c, 16)
-	c += b
-	b -= a
-	b ^= bits.RotateLeft32(a, 19)
-	a += c
-	c -= b
-	c ^= bits.RotateLeft32(b, 4)
-	b += a
-
-	a += word(k, 3)
-
-	c ^= b
-	c -= bits.RotateLeft32(b, 14)
-	a ^= c
-	a -= bits.RotateLeft32(c, 11)
-	b ^= a
-	b -= bits.RotateLeft32(a, 25)
-	c ^= b
-	c -= bits.RotateLeft32(b, 16)
-	a ^= c
-	a -= bits.RotateLeft32(c, 4)
-	b ^= a
-	b -= bits.RotateLeft32(a, 14)
-	c ^= b
-	c -= bits.RotateLeft32(b, 24)
-	return c
+	return jhash.Hash4([4]uint32{word(k, 0), word(k, 1), word(k, 2), word(k, 3)}, seed)
 }

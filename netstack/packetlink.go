@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"sync/atomic"
 	"syscall"
 
 	"github.com/vishvananda/netlink"
@@ -29,12 +28,7 @@ type PacketConfig struct {
 
 // Packet is an Ethernet link of packet sockets. The kernel sees its frames too:
 // the device is to have no addresses of the host's.
-type Packet struct {
-	iface  atomic.Pointer[packet.Iface]
-	ether  *ether
-	queues []*etherQueue
-	closed bool
-}
+type Packet struct{ etherLink }
 
 // OpenPacket takes over a device. It takes CAP_NET_RAW in the device's namespace.
 func OpenPacket(cfg PacketConfig) (*Packet, error) {
@@ -77,12 +71,7 @@ func AdoptPacket(cfg PacketConfig, mac MAC, fds []int) (*Packet, error) {
 		cfg.MTU = 1500
 	}
 	l := &Packet{}
-	l.iface.Store(packet.NewIface(cfg.Index, cfg.Name, cfg.MTU))
-	l.ether = newEther(mac, &l.iface)
-	l.ether.setAddresses(cfg.Addresses)
-	for _, fd := range fds {
-		l.queues = append(l.queues, newEtherQueue(fd, vnetHdrLen, l.ether, packetGone))
-	}
+	l.open(packet.NewIface(cfg.Index, cfg.Name, cfg.MTU), mac, cfg.Addresses, fds, packetGone)
 	if len(fds) == 0 {
 		return nil, errors.New("a link without sockets")
 	}
@@ -178,36 +167,4 @@ func untagged(fd int) error {
 		return fmt.Errorf("packet socket: filter: %w", err)
 	}
 	return nil
-}
-
-// Iface is the interface; see Link.
-func (l *Packet) Iface() *packet.Iface { return l.iface.Load() }
-
-// Queues is the number of queues.
-func (l *Packet) Queues() int { return len(l.queues) }
-
-// Queue is the i-th queue.
-func (l *Packet) Queue(i int) Queue { return l.queues[i] }
-
-// SetAddresses says which addresses are the router's on this link.
-func (l *Packet) SetAddresses(addrs []netip.Prefix) { l.ether.setAddresses(addrs) }
-
-// SetMTU changes the router's MTU; the device's own stays as it is.
-func (l *Packet) SetMTU(mtu int) error {
-	i := l.iface.Load()
-	l.iface.Store(packet.NewIface(i.Index, i.Name, mtu))
-	return nil
-}
-
-// Close ends the sockets; the device stays.
-func (l *Packet) Close() error {
-	if l.closed {
-		return nil
-	}
-	l.closed = true
-	var errs []error
-	for _, q := range l.queues {
-		errs = append(errs, unix.Close(q.fd))
-	}
-	return errors.Join(errs...)
 }

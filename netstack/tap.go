@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"sync/atomic"
 	"syscall"
 
 	"github.com/vishvananda/netlink"
@@ -25,12 +24,7 @@ type TAPConfig struct {
 }
 
 // TAP is a device of the kernel's TAP driver.
-type TAP struct {
-	iface  atomic.Pointer[packet.Iface]
-	ether  *ether
-	queues []*etherQueue
-	closed bool
-}
+type TAP struct{ etherLink }
 
 const tapFlags = unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_MULTI_QUEUE | unix.IFF_VNET_HDR
 
@@ -87,13 +81,8 @@ func AdoptTAP(cfg TAPConfig, mac MAC, fds []int) (*TAP, error) {
 		cfg.MTU = 1500
 	}
 	t := &TAP{}
-	t.iface.Store(packet.NewIface(cfg.Index, cfg.Name, cfg.MTU))
-	t.ether = newEther(mac, &t.iface)
+	t.open(packet.NewIface(cfg.Index, cfg.Name, cfg.MTU), mac, cfg.Addresses, fds, tapGone)
 	t.ether.proxied = cfg.Proxied
-	t.ether.setAddresses(cfg.Addresses)
-	for _, fd := range fds {
-		t.queues = append(t.queues, newEtherQueue(fd, vnetHdrLen, t.ether, tapGone))
-	}
 	if len(fds) == 0 {
 		return nil, errors.New("a device without queues")
 	}
@@ -117,36 +106,4 @@ func AdoptTAP(cfg TAPConfig, mac MAC, fds []int) (*TAP, error) {
 
 func tapGone(errno syscall.Errno) bool {
 	return errno == syscall.EBADFD || errno == syscall.ENODEV || errno == syscall.EBADF
-}
-
-// Iface is the interface; see Link.
-func (t *TAP) Iface() *packet.Iface { return t.iface.Load() }
-
-// Queues is the number of queues.
-func (t *TAP) Queues() int { return len(t.queues) }
-
-// Queue is the i-th queue.
-func (t *TAP) Queue(i int) Queue { return t.queues[i] }
-
-// SetAddresses says which addresses are the router's on this link.
-func (t *TAP) SetAddresses(addrs []netip.Prefix) { t.ether.setAddresses(addrs) }
-
-// SetMTU changes the router's MTU; the kernel's end stays as it is.
-func (t *TAP) SetMTU(mtu int) error {
-	i := t.iface.Load()
-	t.iface.Store(packet.NewIface(i.Index, i.Name, mtu))
-	return nil
-}
-
-// Close detaches the queues; with them the device goes.
-func (t *TAP) Close() error {
-	if t.closed {
-		return nil
-	}
-	t.closed = true
-	var errs []error
-	for _, q := range t.queues {
-		errs = append(errs, unix.Close(q.fd))
-	}
-	return errors.Join(errs...)
 }

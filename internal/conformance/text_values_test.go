@@ -14,6 +14,7 @@ import (
 	"golang.org/x/tools/txtar"
 
 	"sluice/packet"
+	"sluice/packet/packettest"
 	"sluice/tables"
 	"sluice/tables/ext"
 )
@@ -162,7 +163,7 @@ func harvest(t testing.TB) *known {
 		for _, f := range a.Files {
 			for _, l := range strings.Split(string(f.Data), "\n") {
 				l, _, _ = strings.Cut(strings.TrimPrefix(l, "~"), "| ")
-				w := shellWords(l)
+				w := packettest.Words(l)
 				if strings.HasPrefix(f.Name, "accept") && len(w) > 0 {
 					k.lines[who] = append(k.lines[who], w)
 				}
@@ -177,35 +178,6 @@ func harvest(t testing.TB) *known {
 		}
 	}
 	return k
-}
-
-// shellWords splits a line at blanks; double quotes group, a backslash takes what follows as it is.
-func shellWords(s string) (out []string) {
-	var b strings.Builder
-	in, word := false, false
-	for i := 0; i < len(s); i++ {
-		switch c := s[i]; {
-		case c == '\\' && i+1 < len(s):
-			i++
-			b.WriteByte(s[i])
-			word = true
-		case c == '"':
-			in, word = !in, true
-		case c == ' ' && !in:
-			if word {
-				out = append(out, b.String())
-				b.Reset()
-			}
-			word = false
-		default:
-			b.WriteByte(c)
-			word = true
-		}
-	}
-	if word {
-		out = append(out, b.String())
-	}
-	return out
 }
 
 // required is the option's text for the options that an extension insists on, but for one.

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"sluice/internal/iptables"
 	"sluice/router"
 )
 
@@ -90,51 +91,25 @@ func build(st *router.TableStatus, limit int) *table {
 
 // parse reads a rule as the save format prints it.
 func parse(st router.RuleStatus, chains map[string]*chain) rule {
-	words := fields(st.Text)
-	r := rule{packets: st.Packets, bytes: st.Bytes}
-	if len(words) >= 2 && words[0] == "-A" {
-		words = words[2:]
+	r := rule{text: st.Text, match: st.Text, packets: st.Packets, bytes: st.Bytes}
+	words, cols, err := iptables.Split(st.Text)
+	if err != nil || len(words) < 3 { // too long for a restore line, or -A CHAIN alone
+		if err == nil {
+			r.text, r.match = "", ""
+		}
+		return r
 	}
-	for i := 0; i+1 < len(words); i++ {
+	first := cols[2] - 1
+	r.text, r.match = st.Text[first:], st.Text[first:]
+	for i := 2; i+1 < len(words); i++ {
 		if words[i] == "-j" || words[i] == "-g" {
 			r.target, r.goes = words[i+1], words[i] == "-g"
 			r.to = chains[r.target]
+			r.match = strings.TrimSuffix(st.Text[first:cols[i]-1], " ")
 			break
 		}
 	}
-	r.text = strings.Join(words, " ")
-	r.match = r.text
-	if i := slices.IndexFunc(words, func(w string) bool { return w == "-j" || w == "-g" }); i >= 0 {
-		r.match = strings.Join(words[:i], " ")
-	}
 	return r
-}
-
-// fields splits at spaces outside quotes; the quotes stay.
-func fields(s string) (out []string) {
-	start, quoted := -1, false
-	for i := 0; i < len(s); i++ {
-		switch c := s[i]; {
-		case c == '\\' && quoted:
-			i++
-		case c == '"':
-			quoted = !quoted
-			if start < 0 {
-				start = i
-			}
-		case c == ' ' && !quoted:
-			if start >= 0 {
-				out = append(out, s[start:i])
-			}
-			start = -1
-		case start < 0:
-			start = i
-		}
-	}
-	if start >= 0 {
-		out = append(out, s[start:])
-	}
-	return out
 }
 
 // shorten keeps the first limit rules and those that lead to a chain.

@@ -313,7 +313,7 @@ func (l *Line) words() ([]Word, error) {
 		}
 		text, off = text[end+1:], end+1
 	}
-	texts, cols, err := splitLine(strings.TrimSuffix(text, "\r"))
+	texts, cols, err := Split(strings.TrimSuffix(text, "\r"))
 	out := make([]Word, len(texts))
 	for i := range texts {
 		out[i] = Word{texts[i], l.Line, max(l.Column, 1) - 1 + off + cols[i]}

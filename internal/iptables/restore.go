@@ -353,7 +353,7 @@ func (x *tool) parseLine(o restoreOptions, text string) (*command, error) {
 		}
 		text = rest
 	}
-	words, _, err := splitLine(text)
+	words, _, err := Split(text)
 	if err != nil {
 		return nil, err
 	}

@@ -12,11 +12,11 @@ const (
 	maxWords = 255
 )
 
-// splitLine splits a restore line into words. A double quote opens a stretch in
+// Split splits a restore line into words. A double quote opens a stretch in
 // which blanks are text and a backslash takes the next character as it is; the
 // quote that closes it ends the word. cols has each word's place in the line
 // (bytes, from 1).
-func splitLine(line string) (words []string, cols []int, err error) {
+func Split(line string) (words []string, cols []int, err error) {
 	var cur strings.Builder
 	open, escaped, quoted := false, false, false
 	start := -1
@@ -68,11 +68,4 @@ func splitLine(line string) (words []string, cols []int, err error) {
 		cur.WriteByte(c)
 	}
 	return words, cols, flush()
-}
-
-// Split splits a command line into words as a restore file's lines are split:
-// at blanks, with quotes.
-func Split(line string) ([]string, error) {
-	words, _, err := splitLine(line)
-	return words, err
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"sluice/conntrack"
+	"sluice/internal/iptables"
 	"sluice/packet"
 	"sluice/router"
 )
@@ -133,14 +134,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	gauge(descMax, float64(st.Conntrack.Max))
 	var sum conntrack.Stats
 	for _, s := range c.router.Conntrack().Stats() {
-		sum.Found += s.Found
-		sum.Invalid += s.Invalid
-		sum.Insert += s.Insert
-		sum.InsertFailed += s.InsertFailed
-		sum.Drop += s.Drop
-		sum.EarlyDrop += s.EarlyDrop
-		sum.Error += s.Error
-		sum.ClashResolve += s.ClashResolve
+		sum = sum.Add(s)
 	}
 	for name, v := range map[string]uint64{"found": sum.Found, "invalid": sum.Invalid, "insert": sum.Insert, "insert_failed": sum.InsertFailed,
 		"drop": sum.Drop, "early_drop": sum.EarlyDrop, "error": sum.Error, "clash_resolve": sum.ClashResolve} {
@@ -201,7 +195,10 @@ func (c *collector) tables(st *router.Status, counter func(*prometheus.Desc, uin
 
 // describe finds a rule's comment and target in its text.
 func describe(text string) (comment, target string) {
-	words := words(text)
+	words, _, err := iptables.Split(text)
+	if err != nil { // too long for a restore line
+		return "", ""
+	}
 	for i := 0; i+1 < len(words); i++ {
 		switch words[i] {
 		case "--comment":
@@ -212,34 +209,6 @@ func describe(text string) (comment, target string) {
 		}
 	}
 	return comment, ""
-}
-
-// words splits a rule as the save format quotes it, and takes the quotes away.
-func words(s string) (out []string) {
-	var b strings.Builder
-	in, quoted := false, false
-	for i := 0; i < len(s); i++ {
-		switch c := s[i]; {
-		case c == '\\' && quoted && i+1 < len(s):
-			i++
-			b.WriteByte(s[i])
-		case c == '"':
-			quoted, in = !quoted, true
-		case c == ' ' && !quoted:
-			if in {
-				out = append(out, b.String())
-			}
-			b.Reset()
-			in = false
-		default:
-			b.WriteByte(c)
-			in = true
-		}
-	}
-	if in {
-		out = append(out, b.String())
-	}
-	return out
 }
 
 // valid makes s fit for a label: UTF-8.

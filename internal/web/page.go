@@ -21,6 +21,7 @@ import (
 	"sluice/internal/play"
 	"sluice/packet"
 	"sluice/router"
+	"sluice/tables"
 )
 
 //go:embed page
@@ -119,8 +120,6 @@ type connection struct {
 	Mark    uint32 `json:"mark"`
 }
 
-var protocols = map[uint8]string{packet.ProtoTCP: "tcp", packet.ProtoUDP: "udp", packet.ProtoICMP: "icmp", packet.ProtoICMPv6: "icmpv6", packet.ProtoSCTP: "sctp"}
-
 func row(s *conntrack.Snapshot) connection {
 	addr := func(a [16]byte) string { return packet.Addr(s.Orig.Family, a).String() }
 	end := func(a [16]byte, port uint16) string {
@@ -133,7 +132,7 @@ func row(s *conntrack.Snapshot) connection {
 		return addr(a) + ":" + strconv.Itoa(int(port))
 	}
 	c := connection{
-		Proto: cmp.Or(protocols[s.Orig.Proto], strconv.Itoa(int(s.Orig.Proto))), State: s.Name(),
+		Proto: cmp.Or(tables.ProtocolName(s.Orig.Proto), strconv.Itoa(int(s.Orig.Proto))), State: s.Name(),
 		Src: end(s.Orig.Src, s.Orig.SrcPort), Dst: end(s.Orig.Dst, s.Orig.DstPort),
 		Packets: s.Packets[0] + s.Packets[1], Bytes: s.Bytes[0] + s.Bytes[1], Counted: s.Counted, Timeout: s.Timeout, Mark: s.Mark,
 	}
@@ -265,7 +264,7 @@ func (s *Server) trace(w http.ResponseWriter, r *http.Request) {
 
 // live waits for a packet of the real traffic.
 func (s *Server) live(w http.ResponseWriter, r *http.Request) {
-	match, err := iptables.Split(r.URL.Query().Get("match"))
+	match, _, err := iptables.Split(r.URL.Query().Get("match"))
 	if err != nil {
 		http.Error(w, "match: "+err.Error(), http.StatusBadRequest)
 		return
@@ -292,7 +291,7 @@ func (s *Server) iptables(w http.ResponseWriter, r *http.Request) {
 	if !body(w, r, &req) {
 		return
 	}
-	argv, err := iptables.Split(req.Command)
+	argv, _, err := iptables.Split(req.Command)
 	if err == nil && (len(argv) == 0 || argv[0] != "iptables" && argv[0] != "ip6tables") {
 		err = errors.New(`a command begins with iptables or ip6tables`)
 	}

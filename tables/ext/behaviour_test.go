@@ -74,7 +74,7 @@ func newBench(t testing.TB) *bench {
 func (b *bench) rule(fam uint8, table tables.TableID, h hooks.Hook, text string) func(p *packet.Packet) string {
 	b.Helper()
 	e := tables.NewEngine(fam, b.env)
-	rules, err := tables.ParseRule(Registry, fam, table, h.String(), words(text))
+	rules, err := tables.ParseRule(Registry, fam, table, h.String(), packettest.Words(text))
 	if err == nil {
 		err = e.Commit(func(rs *tables.Ruleset) error { return rs.Table(table).Append(h.String(), rules[0]) })
 	}

@@ -62,7 +62,7 @@ func TestGarbage(t *testing.T) {
 					s.prepare(t, first, text)
 					continue
 				}
-				parsed, err := tables.ParseRule(Registry, s.family, s.table, s.chain, words(l.input))
+				parsed, err := tables.ParseRule(Registry, s.family, s.table, s.chain, packettest.Words(l.input))
 				if err != nil || parsed[0].Jump != "" {
 					continue
 				}

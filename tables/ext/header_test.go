@@ -264,7 +264,7 @@ func TestHeaderRulesDoNotAllocate(t *testing.T) {
 		"-j TOS --set-tos 7", "-j DSCP --set-dscp 3", "-j TTL --ttl-inc 1", "-p tcp -j TCPMSS --set-mss 1000", "-p tcp -j TCPMSS --clamp-mss-to-pmtu", "-j CHECKSUM --checksum-fill",
 	} {
 		e := tables.NewEngine(packet.IPv4, b.env)
-		rules, err := tables.ParseRule(Registry, packet.IPv4, tables.Mangle, "FORWARD", words(rule))
+		rules, err := tables.ParseRule(Registry, packet.IPv4, tables.Mangle, "FORWARD", packettest.Words(rule))
 		if err == nil {
 			err = e.Commit(func(rs *tables.Ruleset) error { return rs.Table(tables.Mangle).Append("FORWARD", rules[0]) })
 		}

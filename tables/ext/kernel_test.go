@@ -42,7 +42,7 @@ func newRig(t *testing.T, fam uint8, rules ...string) *rig {
 		for i, spec := range rules {
 			spec = fmt.Sprintf("-m comment --comment r%d %s", i, spec)
 			script += "-A FORWARD " + spec + "\n"
-			parsed, err := tables.ParseRule(Registry, fam, tables.Mangle, "FORWARD", words(spec))
+			parsed, err := tables.ParseRule(Registry, fam, tables.Mangle, "FORWARD", packettest.Words(spec))
 			if err != nil {
 				return fmt.Errorf("%s: %w", spec, err)
 			}
@@ -321,7 +321,7 @@ func TestConnlimitIsTheKernels(t *testing.T) {
 // errNumber is the errno with which an engine refuses a filter INPUT rule; 0: it does not.
 func errNumber(t *testing.T, env *tables.Env, text string) error {
 	t.Helper()
-	rules, err := tables.ParseRule(Registry, packet.IPv4, tables.Filter, "INPUT", words(text))
+	rules, err := tables.ParseRule(Registry, packet.IPv4, tables.Filter, "INPUT", packettest.Words(text))
 	if err != nil {
 		t.Fatal(text, err)
 	}

@@ -8,6 +8,7 @@ import (
 
 	"sluice/conntrack"
 	"sluice/packet"
+	"sluice/packet/jhash"
 	"sluice/tables"
 )
 
@@ -85,7 +86,7 @@ var matchCluster = &tables.Match{
 // clusterNode is the node, from 0, to which a connection falls.
 func clusterNode(t *conntrack.Tuple, nodes, seed uint32) uint32 {
 	// Of an IPv6 address too, Linux hashes the first 32 bits alone.
-	return scale(jhash1(binary.NativeEndian.Uint32(t.Src[:]), seed), nodes)
+	return jhash.Scale(jhash.Hash1(binary.NativeEndian.Uint32(t.Src[:]), seed), nodes)
 }
 
 func multicastDst(p *packet.Packet) bool {

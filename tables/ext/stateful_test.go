@@ -26,7 +26,7 @@ func (b *bench) chain(fam uint8, rules ...string) (e *tables.Engine, run func(p 
 	b.env.DoWorkers = func(f func(*tables.Context)) { f(&b.ctx) }
 	err := e.Commit(func(rs *tables.Ruleset) error {
 		for _, text := range rules {
-			parsed, err := tables.ParseRule(Registry, fam, tables.Filter, "FORWARD", words(text))
+			parsed, err := tables.ParseRule(Registry, fam, tables.Filter, "FORWARD", packettest.Words(text))
 			if err != nil {
 				return fmt.Errorf("%s: %w", text, err)
 			}
@@ -157,7 +157,7 @@ func TestRecentIsShared(t *testing.T) {
 		if err := tab.Flush("FORWARD"); err != nil {
 			return err
 		}
-		parsed, err := tables.ParseRule(Registry, packet.IPv4, tables.Filter, "FORWARD", words("-m recent --name s --rcheck"))
+		parsed, err := tables.ParseRule(Registry, packet.IPv4, tables.Filter, "FORWARD", packettest.Words("-m recent --name s --rcheck"))
 		if err != nil {
 			return err
 		}
@@ -201,7 +201,7 @@ func TestSharedEndsWithTheLastRule(t *testing.T) {
 	add := func(texts ...string) func(tab *tables.Table) error {
 		return func(tab *tables.Table) error {
 			for _, text := range texts {
-				parsed, err := tables.ParseRule(Registry, packet.IPv4, tables.Filter, "FORWARD", words(text))
+				parsed, err := tables.ParseRule(Registry, packet.IPv4, tables.Filter, "FORWARD", packettest.Words(text))
 				if err == nil {
 					err = tab.Append("FORWARD", parsed[0])
 				}
@@ -495,7 +495,7 @@ func hot(t testing.TB, rule string) func() {
 	b := newBench(t)
 	table := tables.Security
 	e := tables.NewEngine(packet.IPv4, b.env)
-	parsed, err := tables.ParseRule(Registry, packet.IPv4, table, "FORWARD", words(rule))
+	parsed, err := tables.ParseRule(Registry, packet.IPv4, table, "FORWARD", packettest.Words(rule))
 	if err == nil {
 		err = e.Commit(func(rs *tables.Ruleset) error { return rs.Table(table).Append("FORWARD", parsed[0]) })
 	}
@@ -550,7 +550,7 @@ func TestStatefulConcurrent(t *testing.T) {
 			"-m recent --name c --set", "-m recent --name c --update --hitcount 30", "-m recent --name c --rcheck --reap --seconds 1", "-m recent --name c --remove --rdest",
 			"-m hashlimit --hashlimit-name d --hashlimit-upto 100/s --hashlimit-mode srcport --hashlimit-htable-max 600 --hashlimit-htable-size 64 --hashlimit-htable-expire 1 --hashlimit-htable-gcinterval 1",
 		} {
-			parsed, err := tables.ParseRule(Registry, packet.IPv4, tables.Filter, "FORWARD", words(text))
+			parsed, err := tables.ParseRule(Registry, packet.IPv4, tables.Filter, "FORWARD", packettest.Words(text))
 			if err != nil {
 				return err
 			}

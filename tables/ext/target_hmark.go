@@ -8,6 +8,7 @@ import (
 
 	"sluice/conntrack"
 	"sluice/packet"
+	"sluice/packet/jhash"
 	"sluice/tables"
 )
 
@@ -199,8 +200,8 @@ func (h *hmark) target(c *tables.Context, p *packet.Packet) tables.Result {
 	}
 	if ok {
 		src, dst := min(k.src, k.dst), max(k.src, k.dst)
-		sum := jhash3(src, dst, k.ports, h.seed) ^ uint32(k.proto)&h.prot
-		p.Mark = scale(sum, h.mod) + h.offset
+		sum := jhash.Hash3(src, dst, k.ports, h.seed) ^ uint32(k.proto)&h.prot
+		p.Mark = jhash.Scale(sum, h.mod) + h.offset
 	}
 	return tables.Continue
 }

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"sluice/packet"
+	"sluice/packet/jhash"
 	"sluice/tables"
 )
 
@@ -61,7 +62,7 @@ var targetNFQUEUE = &tables.Target{
 			case fanout:
 				num += uint32(c.Worker) % total
 			default:
-				num += scale(queueHash(p), total)
+				num += jhash.Scale(queueHash(p), total)
 			}
 			if c.Queue == nil {
 				if bypass {
@@ -93,8 +94,8 @@ func queueHash(p *packet.Packet) uint32 {
 	b := p.Bytes()
 	if p.Family == packet.IPv4 {
 		s, d := binary.BigEndian.Uint32(b[12:]), binary.BigEndian.Uint32(b[16:])
-		return jhash3(min(s, d), max(s, d), uint32(b[9]), 0)
+		return jhash.Hash3(min(s, d), max(s, d), uint32(b[9]), 0)
 	}
 	s, d := binary.BigEndian.Uint32(b[20:]), binary.BigEndian.Uint32(b[36:])
-	return jhash3(min(s, d), max(s, d), binary.BigEndian.Uint32(b[12:])^binary.BigEndian.Uint32(b[28:]), 0)
+	return jhash.Hash3(min(s, d), max(s, d), binary.BigEndian.Uint32(b[12:])^binary.BigEndian.Uint32(b[28:]), 0)
 }

@@ -17,6 +17,7 @@ import (
 	"sluice/conntrack"
 	"sluice/internal/sysctl"
 	"sluice/packet"
+	"sluice/packet/packettest"
 	"sluice/tables"
 )
 
@@ -75,38 +76,9 @@ func parseLine(text string) (l line, ok bool) {
 	return l, true
 }
 
-// words splits a line as a shell does, as far as quotes go.
-func words(s string) (out []string) {
-	var b strings.Builder
-	in, word := false, false
-	for i := 0; i < len(s); i++ {
-		switch c := s[i]; {
-		case c == '\\' && i+1 < len(s):
-			i++
-			b.WriteByte(s[i])
-			word = true
-		case c == '"':
-			in, word = !in, true
-		case c == ' ' && !in:
-			if word {
-				out = append(out, b.String())
-				b.Reset()
-				word = false
-			}
-		default:
-			b.WriteByte(c)
-			word = true
-		}
-	}
-	if word {
-		out = append(out, b.String())
-	}
-	return out
-}
-
 // ours is what sluice says to one line.
 func (s section) ours(t *testing.T, input string, before []string) string {
-	rules, err := tables.ParseRule(Registry, s.family, s.table, s.chain, words(input))
+	rules, err := tables.ParseRule(Registry, s.family, s.table, s.chain, packettest.Words(input))
 	if err != nil {
 		var e *tables.Error
 		if !errors.As(err, &e) {
@@ -146,7 +118,7 @@ func (s section) prepare(t *testing.T, e *tables.Engine, text string) {
 	if !ok {
 		return
 	}
-	rules, err := tables.ParseRule(Registry, s.family, tables.Raw, "PREROUTING", words(spec))
+	rules, err := tables.ParseRule(Registry, s.family, tables.Raw, "PREROUTING", packettest.Words(spec))
 	if err == nil {
 		err = e.Commit(func(rs *tables.Ruleset) error { return rs.Table(tables.Raw).Append("PREROUTING", rules[0]) })
 	}
@@ -212,12 +184,12 @@ func TestSaveFixedPoint(t *testing.T) {
 				if !ok {
 					continue
 				}
-				rules, err := tables.ParseRule(Registry, s.family, s.table, s.chain, words(l.input))
+				rules, err := tables.ParseRule(Registry, s.family, s.table, s.chain, packettest.Words(l.input))
 				if err != nil {
 					continue // TestText says so
 				}
 				for _, r := range rules {
-					again, err := tables.ParseRule(Registry, s.family, s.table, s.chain, words(r.Save()))
+					again, err := tables.ParseRule(Registry, s.family, s.table, s.chain, packettest.Words(r.Save()))
 					if err != nil || len(again) != 1 {
 						t.Errorf("%s: %s does not read back: %v", name, r.Save(), err)
 					} else if again[0].Save() != r.Save() {
@@ -248,7 +220,7 @@ func (s section) theirs(t *testing.T, input string) string {
 		return out.String(), errs.String(), err == nil
 	}
 	if s.kind == "refuse" {
-		_, msg, ok := run(prog+"-legacy", append([]string{"-A", s.chain}, words(input)...)...)
+		_, msg, ok := run(prog+"-legacy", append([]string{"-A", s.chain}, packettest.Words(input)...)...)
 		run(prog+"-legacy", "-F")
 		if ok {
 			return "accepted"
@@ -257,7 +229,7 @@ func (s section) theirs(t *testing.T, input string) string {
 		return strings.TrimSuffix(msg, ".")
 	}
 	run(prog, "-F")
-	_, msg, ok := run(prog, append([]string{"-A", s.chain}, words(input)...)...)
+	_, msg, ok := run(prog, append([]string{"-A", s.chain}, packettest.Words(input)...)...)
 	if !ok {
 		msg = strings.ReplaceAll(msg, prog+" v1.8.9 (nf_tables): ", "")
 		msg, _, _ = strings.Cut(msg, "\nTry `")
@@ -326,7 +298,7 @@ func compare(t *testing.T, name string) {
 			l, ok := parseLine(text)
 			if spec, ok := strings.CutPrefix(text, "$ "); ok {
 				for _, prog := range s.programs() {
-					exec.Command(prog, append([]string{"-t", "raw", "-A", "PREROUTING"}, words(spec)...)...).Run()
+					exec.Command(prog, append([]string{"-t", "raw", "-A", "PREROUTING"}, packettest.Words(spec)...)...).Run()
 				}
 			}
 			if !ok || l.own {
