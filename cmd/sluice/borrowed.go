@@ -33,6 +33,7 @@ var tools = []tool{
 	{"iptables-save", 1}, {"ip6tables-save", 1},
 	{"iptables-restore", 1}, {"ip6tables-restore", 1},
 	{"conntrack", 1}, {"ipset", 1}, {"iptables-xml", 1},
+	{"iptables-apply", 3}, {"ip6tables-apply", 3}, // as when there are no tables
 }
 
 func toolNamed(name string) (tool, bool) {
@@ -85,8 +86,11 @@ func borrowed(argv []string) (*borrowedCall, bool) {
 }
 
 func (b *borrowedCall) run(ctx context.Context, stdin io.Reader, stdout, stderr io.Writer) int {
-	if b.tool.name == "iptables-xml" {
+	switch b.tool.name {
+	case "iptables-xml":
 		return iptablesXML(b.argv, stdin, stdout, stderr)
+	case "iptables-apply", "ip6tables-apply":
+		return b.apply(ctx, stdin, stdout, stderr)
 	}
 	path, err := control.Find(b.socket, b.target.name)
 	if err != nil {
@@ -225,6 +229,8 @@ func (b *borrowedCall) speaksAlone() bool {
 // alone runs the tool on empty tables that no packet meets.
 func (b *borrowedCall) alone(stdin io.Reader, stdout, stderr io.Writer) int {
 	switch b.tool.name {
+	case "iptables-xml", "iptables-apply", "ip6tables-apply":
+		return b.run(context.Background(), stdin, stdout, stderr)
 	case "ipset":
 		return ipsetcmd.Run(ipset.New(nil), b.argv, stdin, stdout, stderr, nil)
 	case "conntrack":
