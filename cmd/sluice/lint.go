@@ -128,5 +128,11 @@ func lintFile(name string, six bool) ([]lint.Finding, error) {
 	if err := iptables.LoadRestore(sim.Router().IPTables(), family, f, name, false); err != nil {
 		return nil, err
 	}
-	return lint.Rules(sim.Router().Engine(family).Ruleset()), nil
+	found := lint.Rules(sim.Router().Engine(family).Ruleset())
+	for i := range found {
+		if found[i].Source.File == "" { // a chain without rules
+			found[i].Source.File = name
+		}
+	}
+	return found, nil
 }

@@ -150,7 +150,7 @@ const (
 )
 
 // Targets of extensions after which no rule comes.
-var endings = map[string]bool{"REJECT": true, "DNAT": true, "SNAT": true, "MASQUERADE": true, "REDIRECT": true, "NETMAP": true, "QUEUE": true, "NFQUEUE": true}
+var endings = map[string]bool{"REJECT": true, "DNAT": true, "SNAT": true, "MASQUERADE": true, "REDIRECT": true, "NETMAP": true, "QUEUE": true, "NFQUEUE": true, "TPROXY": true}
 
 func does(r *tables.Rule) int {
 	switch {

@@ -215,12 +215,9 @@ func (l *loaded) attack(f *Finding, tries int, rnd *rand.Rand) (packets, taken i
 // stands against packets at its boundaries, and the findings are those that a
 // reader finds.
 func TestRealRulesets(t *testing.T) {
-	files, _ := filepath.Glob("../../../shared/rulesets/*.rules")
-	if len(files) == 0 {
-		files, _ = filepath.Glob("testdata/*.rules")
-	}
-	if len(files) == 0 {
-		t.Skip("the rulesets are not there")
+	files, _ := filepath.Glob("../iptables/testdata/rulesets/*.rules")
+	if len(files) < 5 {
+		t.Fatalf("the rulesets are not there: %q", files)
 	}
 	rnd := rand.New(rand.NewPCG(1, 2))
 	for _, f := range files {
@@ -271,6 +268,22 @@ func kinds(fs []Finding) (out []string) {
 	return out
 }
 
+// TestAddressesThatChange: what SNPT changes, later rules see.
+func TestAddressesThatChange(t *testing.T) {
+	r, err := router.New(&router.Config{Router: router.RouterConfig{Workers: 1}}, router.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	text := "*mangle\n-A POSTROUTING -s fd00:1::/64 -j ACCEPT\n-A POSTROUTING -s fd00:2::/64 -j SNPT --src-pfx fd00:2::/64 --dst-pfx fd00:1::/64\n-A POSTROUTING -s fd00:1::/64 -j ACCEPT\nCOMMIT\n"
+	if err := iptables.LoadRestore(r.IPTables(), packet.IPv6, strings.NewReader(text), "npt", false); err != nil {
+		t.Fatal(err)
+	}
+	if fs := Rules(r.Engine(packet.IPv6).Ruleset()); len(fs) > 0 {
+		t.Error(kinds(fs))
+	}
+}
+
 func TestFindings(t *testing.T) {
 	for _, c := range []struct {
 		name  string
@@ -311,6 +324,9 @@ func TestFindings(t *testing.T) {
 		{"flags", filter("-A INPUT -p tcp --tcp-flags SYN SYN -j ACCEPT", "-A INPUT -p tcp --syn -j DROP", "-A INPUT -p tcp --tcp-flags ACK ACK -j DROP"), []string{"never-matches INPUT 2 by [1]"}},
 		{"ranges", filter("-A INPUT -m iprange --src-range 10.0.0.1-10.0.0.9 -j ACCEPT", "-A INPUT -s 10.0.0.4/30 -j DROP", "-A INPUT -s 10.0.0.8/30 -j DROP"), []string{"never-matches INPUT 2 by [1]"}},
 		{"marks change in mangle", "*mangle\n-A PREROUTING -m mark --mark 1 -j ACCEPT\n-A PREROUTING -p tcp -j MARK --set-mark 1\n-A PREROUTING -m mark --mark 1 -j ACCEPT\nCOMMIT\n", nil},
+		{"marks may change in filter", filter("-A INPUT -m mark --mark 1 -j ACCEPT", "-A INPUT -m connmark --mark 1 -j ACCEPT", "-A INPUT -p udp -j CONNMARK --set-mark 1", "-A INPUT -j MARK --set-mark 1", "-A INPUT -m mark --mark 1 -j ACCEPT", "-A INPUT -m connmark --mark 1 -j ACCEPT"), nil},
+		{"labels too", filter("-A INPUT -m connlabel --label 5 -j ACCEPT", "-A INPUT -p udp -m connlabel --label 5 --set", "-A INPUT -m connlabel --label 5 -j ACCEPT"), nil},
+		{"marks that nothing changes", "*mangle\n-A PREROUTING -m mark --mark 1 -j ACCEPT\n-A PREROUTING -p tcp -m mark --mark 1 -j TTL --ttl-set 9\nCOMMIT\n", []string{"never-matches PREROUTING 2 by [1]"}},
 	} {
 		l := load(t, c.rules, c.name)
 		fs := Rules(l.pr.Ruleset)

@@ -13,6 +13,41 @@ type universe struct {
 	family uint8
 	ifaces []string // one name of every kind that the rules tell apart; [0] is "no interface"
 	all    box
+	// changes is what the table's own rules may change between two others;
+	// moves: addresses too.
+	changes tables.Depends
+	moves   bool
+}
+
+// changesOf is what a target changes of what matches look at; a target that is not
+// here changes nothing, or no rule comes after it.
+var changesOf = map[string]tables.Depends{
+	"CONNMARK": tables.DependsMark | tables.DependsCtMark, "CONNSECMARK": tables.DependsCtMark, "SECMARK": tables.DependsCtMark,
+	"MARK": tables.DependsMark, "HMARK": tables.DependsMark, "TOS": tables.DependsTOS, "DSCP": tables.DependsTOS, "ECN": tables.DependsTOS | tables.DependsL4Header,
+	"TTL": tables.DependsTTL, "HL": tables.DependsTTL, "TCPMSS": tables.DependsLength | tables.DependsL4Header, "TCPOPTSTRIP": tables.DependsL4Header,
+	"CHECKSUM": tables.DependsL4Header, "SET": tables.DependsSets, "CT": tables.DependsCtState | tables.DependsCtStatus,
+	"NOTRACK": tables.DependsCtState | tables.DependsCtStatus, "DNPT": tables.DependsRoutes, "SNPT": tables.DependsRoutes, "LOG": 0, "NFLOG": 0, "AUDIT": 0, "CLASSIFY": 0, "IDLETIMER": 0, "LED": 0, "RATEEST": 0, "TEE": 0, "TRACE": 0,
+	"REJECT": 0, "DNAT": 0, "SNAT": 0, "MASQUERADE": 0, "REDIRECT": 0, "NETMAP": 0, "NFQUEUE": 0, "SYNPROXY": 0, "TPROXY": 0,
+}
+
+// changes is what a rule may change: by its target, or by a match that does more than look.
+func changes(r *tables.Rule) (d tables.Depends) {
+	for _, m := range r.Matches {
+		switch {
+		case m.Ext.Name == "connlabel" && m.Args.Has("set"):
+			d |= tables.DependsCtMark
+		case m.Ext.Name == "socket" && m.Args.Has("restore-skmark"):
+			d |= tables.DependsMark
+		}
+	}
+	if r.Target == nil {
+		return d
+	}
+	x, known := changesOf[r.Target.Ext.Name]
+	if !known {
+		return ^tables.Depends(0)
+	}
+	return d | x
 }
 
 // States by their number in dimState.
@@ -38,6 +73,8 @@ func newUniverse(family uint8, t *tables.Table) *universe {
 	add("\x01") // an interface that no rule names
 	for _, ch := range t.Chains() {
 		for _, r := range ch.Rules() {
+			u.changes |= changes(r)
+			u.moves = u.moves || r.Target != nil && (r.Target.Ext.Name == "SNPT" || r.Target.Ext.Name == "DNPT")
 			for _, n := range []string{r.In, r.Out} {
 				if p, ok := strings.CutSuffix(n, "+"); ok {
 					add(p + "\x01") // one that begins so and that no other rule names
@@ -118,6 +155,8 @@ func (u *universe) know(t tables.TableID, r *tables.Rule) known {
 		}
 		s, ok := u.masked(a.Addr, a.Mask)
 		switch {
+		case u.moves:
+			k.rest = append(k.rest, "")
 		case !ok:
 			k.rest = append(k.rest, text+tables.FormatAddr(u.family, a.Addr)+"/"+tables.FormatAddr(u.family, a.Mask))
 		case a.Not:
@@ -241,6 +280,10 @@ func (u *universe) match(k *known, t tables.TableID, m *tables.Match, a *tables.
 			return
 		}
 	case "iprange":
+		if u.moves {
+			k.rest = append(k.rest, "")
+			return
+		}
 		for _, x := range []struct {
 			name string
 			d    int
@@ -280,8 +323,8 @@ func (u *universe) match(k *known, t tables.TableID, m *tables.Match, a *tables.
 	} else {
 		text += a.SaveOptions()
 	}
-	const changes = tables.DependsMark | tables.DependsTTL | tables.DependsTOS | tables.DependsCtMark | tables.DependsLength | tables.DependsL4Header
-	if m.Depends == 0 || t == tables.Mangle && m.Depends&changes != 0 || t == tables.Raw && m.Depends&(tables.DependsCtState|tables.DependsCtStatus) != 0 || m.Depends&tables.DependsSets != 0 {
+	// Sets change from outside at any time.
+	if m.Depends == 0 || m.Depends&(u.changes|tables.DependsSets) != 0 {
 		text = ""
 	}
 	k.rest = append(k.rest, text)

@@ -35,6 +35,9 @@ func (l *linter) through(ch *tables.Chain, now region) (accepted bool, rest regi
 		}
 		switch does(r) {
 		case goesOn:
+			if r.Target != nil && r.Target.Ext.Name == "SYNPROXY" {
+				return true, nil // it answers in the server's place, and then lets through
+			}
 			continue
 		case ends:
 			if r.Verdict == tables.VerdictAccept || r.Target != nil && r.Target.Ext.Name != "REJECT" {
