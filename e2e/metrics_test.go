@@ -72,6 +72,8 @@ func TestMetrics(t *testing.T) {
 	for _, want := range []string{`sluice_interface_up{interface="lan0",type="tun"} 1`, `sluice_dropped_packets_total{reason="filter.FORWARD.rule"}`,
 		`sluice_rule_packets_total{chain="FORWARD",family="ipv4",rule="known",table="filter",target="ACCEPT"}`,
 		`sluice_rule_packets_total{chain="FORWARD",family="ipv4",rule="2",table="filter",target="DROP"}`,
+		`sluice_hook_packets_total{family="ipv4",hook="FORWARD"}`, `sluice_chain_bytes_total{chain="FORWARD",family="ipv4",table="filter"}`,
+		`sluice_worker_bursts_total{worker="0"}`, `sluice_worker_busy_seconds_total{worker="0"}`, "sluice_conntrack_entries ",
 		`sluice_nat_ports_in_use{address="198.51.100.1",protocol="tcp"} 1`, "go_goroutines ", "process_cpu_seconds_total "} {
 		if !strings.Contains(text, want) {
 			t.Errorf("no %s in\n%s", want, text)

@@ -180,7 +180,7 @@ func TestTop(t *testing.T) {
 		t.Fatal(err)
 	}
 	out := b.r.Must("top", "--once", "--interval", "200ms")
-	for _, w := range []string{"lan0", "wan0", "FORWARD (passed on)", "198.51.100.2:80", "198.51.100.1:", "-A POSTROUTING -o wan0 -j MASQUERADE"} {
+	for _, w := range []string{"lan0", "wan0", "POSTROUTING", "198.51.100.2:80", "198.51.100.1:", "-A POSTROUTING -o wan0 -j MASQUERADE"} {
 		if !strings.Contains(out, w) {
 			t.Errorf("no %q in\n%s", w, out)
 		}

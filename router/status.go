@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"sluice/hooks"
 	"sluice/packet"
 	"sluice/tables"
 	"sluice/tables/ext"
@@ -26,6 +27,7 @@ type Status struct {
 	Sent       uint64            `json:"sent_packets"`      // by the router's own sockets
 	ICMPErrors uint64            `json:"icmp_errors_sent"`
 	ICMPHeld   uint64            `json:"icmp_errors_rate_limited"`
+	Hooks      []HookStatus      `json:"hooks"`
 	Drops      []DropCount       `json:"drops"` // by reason, most first
 	Conntrack  ConntrackStatus   `json:"conntrack"`
 	Tables     []TableStatus     `json:"tables"`
@@ -58,6 +60,14 @@ type InterfaceStatus struct {
 	TxPackets uint64   `json:"tx_packets"`
 	TxBytes   uint64   `json:"tx_bytes"`
 	TxErrors  uint64   `json:"tx_errors"`
+}
+
+// HookStatus is what came to one hook of one family, as its first table has met it.
+type HookStatus struct {
+	Family  string `json:"family"`
+	Hook    string `json:"hook"`
+	Packets uint64 `json:"packets"`
+	Bytes   uint64 `json:"bytes"`
 }
 
 // DropCount is the packets dropped for one reason.
@@ -173,9 +183,33 @@ func (r *Router) status(rules bool) *Status {
 	}
 	sort.SliceStable(s.Drops, func(i, j int) bool { return s.Drops[i].Packets > s.Drops[j].Packets })
 	for f, e := range r.engines {
-		s.Tables = append(s.Tables, tableStatus(familyNames[f], e, rules)...)
+		ts := tableStatus(familyNames[f], e, rules)
+		s.Tables = append(s.Tables, ts...)
+		s.Hooks = append(s.Hooks, hookStatus(familyNames[f], ts)...)
 	}
 	return s
+}
+
+// firstTable is the first table that a hook's packets meet, all of them.
+var firstTable = [hooks.NumHooks]tables.TableID{
+	hooks.Prerouting: tables.Raw, hooks.Output: tables.Raw,
+	hooks.Input: tables.Mangle, hooks.Forward: tables.Mangle, hooks.Postrouting: tables.Mangle,
+}
+
+func hookStatus(family string, ts []TableStatus) (out []HookStatus) {
+	for h := range hooks.NumHooks {
+		for _, t := range ts {
+			if t.Name != firstTable[h].String() {
+				continue
+			}
+			for _, c := range t.Chains {
+				if c.Name == h.String() && c.Policy != "" {
+					out = append(out, HookStatus{family, h.String(), c.EnteredPackets, c.EnteredBytes})
+				}
+			}
+		}
+	}
+	return out
 }
 
 var familyNames = [...]string{"ipv4", "ipv6"}

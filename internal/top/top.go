@@ -43,6 +43,7 @@ type table struct {
 type row struct {
 	cells []string
 	nums  []float64 // by column; of text columns 0
+	isNum []bool
 }
 
 // rate is a difference a second.
@@ -76,11 +77,13 @@ func human(f float64) string {
 func (r *row) text(s string) {
 	r.cells = append(r.cells, s)
 	r.nums = append(r.nums, 0)
+	r.isNum = append(r.isNum, false)
 }
 
 func (r *row) num(f float64) {
 	r.cells = append(r.cells, human(f))
 	r.nums = append(r.nums, f)
+	r.isNum = append(r.isNum, true)
 }
 
 // build makes a view of two samples; was may be the zero Sample.
@@ -127,37 +130,60 @@ func interfaces(now, was *Sample, sec float64) table {
 	return t
 }
 
-// way is a packet's way in numbers: what each hook let through, as far as the
-// router counts it.
-func way(s *router.Status) []struct {
-	name string
-	n    uint64
-} {
-	var in, out, dropped uint64
-	for i := range s.Interfaces {
-		in += s.Interfaces[i].RxPackets
-		out += s.Interfaces[i].TxPackets
+// flow is a row of the hooks' view.
+type flow struct {
+	name           string
+	packets, bytes uint64
+	counted        bool // bytes are
+}
+
+// flows are a packet's way in numbers: what came to each hook, and what became of it.
+func flows(s *router.Status) (out []flow) {
+	at := map[string]int{}
+	for _, h := range s.Hooks {
+		i, ok := at[h.Hook]
+		if !ok {
+			i = len(out)
+			at[h.Hook] = i
+			out = append(out, flow{name: h.Hook, counted: true})
+		}
+		out[i].packets += h.Packets
+		out[i].bytes += h.Bytes
 	}
+	var dropped uint64
 	for _, d := range s.Drops {
 		dropped += d.Packets
 	}
-	return []struct {
+	for _, x := range []struct {
 		name string
 		n    uint64
-	}{
-		{"PREROUTING (came in)", in}, {"INPUT (delivered)", s.Delivered}, {"FORWARD (passed on)", s.Forwarded}, {"OUTPUT (the router's own)", s.Sent},
-		{"POSTROUTING (left)", out}, {"dropped", dropped}, {"ICMP errors sent", s.ICMPErrors}, {"ICMP errors held back", s.ICMPHeld},
+	}{{"forwarded", s.Forwarded}, {"delivered", s.Delivered}, {"sent by own sockets", s.Sent}, {"dropped", dropped},
+		{"ICMP errors sent", s.ICMPErrors}, {"ICMP errors held back", s.ICMPHeld}} {
+		out = append(out, flow{name: x.name, packets: x.n})
 	}
+	return out
 }
 
 func hooksOf(now, was *Sample, sec float64) table {
-	t := table{head: []string{"HOOK", "PKT/S", "PACKETS"}}
-	old := way(&was.Status)
-	for i, n := range way(&now.Status) {
+	t := table{head: []string{"HOOK", "PKT/S", "BIT/S", "PACKETS", "BYTES"}}
+	old := map[string]flow{}
+	for _, x := range flows(&was.Status) {
+		old[x.name] = x
+	}
+	for _, x := range flows(&now.Status) {
 		var r row
-		r.text(n.name)
-		r.num(rate(n.n, old[i].n, sec))
-		r.num(float64(n.n))
+		bytes := func(n float64) {
+			if x.counted {
+				r.num(n)
+			} else {
+				r.text("")
+			}
+		}
+		r.text(x.name)
+		r.num(rate(x.packets, old[x.name].packets, sec))
+		bytes(8 * rate(x.bytes, old[x.name].bytes, sec))
+		r.num(float64(x.packets))
+		bytes(float64(x.bytes))
 		t.rows = append(t.rows, r)
 	}
 	return t
@@ -218,8 +244,7 @@ func rules(now, was *Sample, sec float64) table {
 			r.text("policy")
 			text = chain + " policy " + text
 		} else {
-			r.cells = append(r.cells, fmt.Sprint(num+1))
-			r.nums = append(r.nums, float64(num+1))
+			r.num(float64(num + 1))
 		}
 		r.num(rate(k.packets, w.packets, sec))
 		r.num(8 * rate(k.bytes, w.bytes, sec))
@@ -290,7 +315,7 @@ func (t *table) lines(width, sorted int) []string {
 	for _, r := range t.rows {
 		for i, c := range r.cells {
 			w[i] = max(w[i], len([]rune(c)))
-			numeric[i] = numeric[i] || r.nums[i] != 0
+			numeric[i] = numeric[i] || r.isNum[i]
 		}
 	}
 	line := func(cells []string, head bool) string {

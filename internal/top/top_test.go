@@ -15,6 +15,7 @@ func sample(sec int64, packets uint64) *Sample {
 	s := &Sample{At: time.Unix(sec, 0)}
 	s.Status = router.Status{
 		Version: "v1", Forwarded: packets,
+		Hooks:      []router.HookStatus{{Family: "ipv4", Hook: "FORWARD", Packets: packets, Bytes: 100 * packets}, {Family: "ipv6", Hook: "FORWARD", Packets: 2 * packets, Bytes: 100 * packets}},
 		Interfaces: []router.InterfaceStatus{{Name: "lan0", State: "up", RxPackets: packets, RxBytes: 1000 * packets}, {Name: "wan0", State: "up", TxPackets: packets}},
 		Drops:      []router.DropCount{{Reason: "ip.ttl_expired", Doc: "the TTL", Packets: 2 * packets}},
 		Tables: []router.TableStatus{{Family: "ipv4", Name: "filter", Chains: []router.ChainStatus{{Name: "FORWARD", Policy: "DROP", Packets: packets,
@@ -58,7 +59,7 @@ func TestModel(t *testing.T) {
 	}
 	see("INTERFACE", "lan0", "10.0k", "80.0M", "wan0")
 	press(m, "tab")
-	see("HOOK", "FORWARD (passed on)", "10.0k", "21.0k")
+	see("HOOK", "FORWARD", "30.0k", "16.0M", "63.0k", "4.2M", "forwarded", "10.0k", "21.0k")
 	press(m, "3")
 	see("PROTO", "udp", "10.0.0.2:2", "8.0M", "tcp")
 	press(m, "4")

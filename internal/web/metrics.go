@@ -23,6 +23,7 @@ import (
 // Bounds on the number of series.
 const (
 	maxRules     = 1000
+	maxChains    = 1000 // of a user's own
 	maxAddresses = 100
 )
 
@@ -58,9 +59,14 @@ var (
 	descDrops     = desc("dropped_packets_total", "Packets that were dropped, by reason.", "reason")
 	descLogLost   = desc("log_lines_lost_total", "LOG lines that came faster than the log took them.")
 
+	descHook        = desc("hook_packets_total", "Packets that came to a hook.", "family", "hook")
+	descHookBytes   = desc("hook_bytes_total", "Bytes of packets that came to a hook.", "family", "hook")
+	descChain       = desc("chain_packets_total", "Packets that came to a builtin chain.", "family", "table", "chain")
+	descChainBytes  = desc("chain_bytes_total", "Bytes of packets that came to a builtin chain.", "family", "table", "chain")
 	descPolicy      = desc("chain_policy_packets_total", "Packets that a builtin chain's policy decided.", "family", "table", "chain", "policy")
 	descPolicyBytes = desc("chain_policy_bytes_total", "Bytes of packets that a builtin chain's policy decided.", "family", "table", "chain", "policy")
 	descChainRules  = desc("chain_rules", "Rules in the chain.", "family", "table", "chain")
+	descChainsLeft  = desc("chains_without_metrics", "Chains beyond the bound on series.")
 	descRule        = desc("rule_packets_total", "Packets that a rule matched; a rule is named by its comment, else by its number.", "family", "table", "chain", "rule", "target")
 	descRuleBytes   = desc("rule_bytes_total", "Bytes of packets that a rule matched.", "family", "table", "chain", "rule", "target")
 	descRulesLeft   = desc("rules_without_metrics", "Rules beyond the bound on series; those with a comment come first.")
@@ -89,7 +95,7 @@ type natKey struct{ addr, proto string }
 // Describe tells Prometheus's library what Collect may send.
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{descBuild, descStart, descReloads, descIfUp, descIfRx, descIfRxBytes, descIfTx, descIfTxBytes, descIfTxErr,
-		descForwarded, descDelivered, descSent, descICMP, descICMPHeld, descDrops, descLogLost, descPolicy, descPolicyBytes, descChainRules,
+		descForwarded, descDelivered, descSent, descICMP, descICMPHeld, descDrops, descLogLost, descHook, descHookBytes, descChain, descChainBytes, descPolicy, descPolicyBytes, descChainRules, descChainsLeft,
 		descRule, descRuleBytes, descRulesLeft, descEntries, descMax, descCtStat, descNAT, descWorker, descWorkerBurst, descWorkerBusy} {
 		ch <- d
 	}
@@ -128,6 +134,10 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	for _, d := range st.Drops {
 		counter(descDrops, d.Packets, d.Reason)
 	}
+	for _, h := range st.Hooks {
+		counter(descHook, h.Packets, h.Family, h.Hook)
+		counter(descHookBytes, h.Bytes, h.Family, h.Hook)
+	}
 	c.tables(st, counter, gauge)
 
 	gauge(descEntries, float64(st.Conntrack.Count))
@@ -158,14 +168,22 @@ func (c *collector) tables(st *router.Status, counter func(*prometheus.Desc, uin
 		packets, bytes uint64
 	}
 	var commented, numbered []*series
+	chains := 0
 	for _, t := range st.Tables {
 		for _, ch := range t.Chains {
 			name := valid(ch.Name)
 			if ch.Policy != "" {
+				counter(descChain, ch.EnteredPackets, t.Family, t.Name, name)
+				counter(descChainBytes, ch.EnteredBytes, t.Family, t.Name, name)
 				counter(descPolicy, ch.Packets, t.Family, t.Name, name, ch.Policy)
 				counter(descPolicyBytes, ch.Bytes, t.Family, t.Name, name, ch.Policy)
 			}
-			gauge(descChainRules, float64(len(ch.Rules)), t.Family, t.Name, name)
+			if ch.Policy == "" {
+				chains++
+			}
+			if chains <= maxChains || ch.Policy != "" {
+				gauge(descChainRules, float64(len(ch.Rules)), t.Family, t.Name, name)
+			}
 			seen := map[[2]string]*series{}
 			for n, r := range ch.Rules {
 				comment, target := describe(r.Text)
@@ -187,6 +205,7 @@ func (c *collector) tables(st *router.Status, counter func(*prometheus.Desc, uin
 	all := append(commented, numbered...)
 	shown := min(len(all), maxRules)
 	gauge(descRulesLeft, float64(len(all)-shown))
+	gauge(descChainsLeft, float64(max(chains-maxChains, 0)))
 	for _, s := range all[:shown] {
 		counter(descRule, s.packets, s.labels[:]...)
 		counter(descRuleBytes, s.bytes, s.labels[:]...)

@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"fmt"
 	"io"
 	"log/slog"
 	"math/big"
@@ -236,6 +237,9 @@ func TestRulesBounded(t *testing.T) {
 	s, r := start(t, router.ControlConfig{HTTP: "127.0.0.1:0"})
 	var rules strings.Builder
 	rules.WriteString("*filter\n")
+	for i := range maxChains + 7 {
+		fmt.Fprintf(&rules, "-N c%d\n", i)
+	}
 	for range maxRules + 5 {
 		rules.WriteString("-A FORWARD -j ACCEPT\n")
 	}
@@ -251,7 +255,10 @@ func TestRulesBounded(t *testing.T) {
 	if n := strings.Count(text, "\nsluice_rule_packets_total{"); n != maxRules {
 		t.Errorf("%d series", n)
 	}
-	for want, n := range map[string]int{`rule="same"`: 2, "sluice_rules_without_metrics 6\n": 1, `sluice_chain_rules{chain="FORWARD",family="ipv4",table="filter"} 1008` + "\n": 1, "sluice_build_info{version=\"v\ufffd\"} 1\n": 1} {
+	if n := strings.Count(text, "\nsluice_chain_rules{"); n != maxChains+2*17 {
+		t.Errorf("%d series of chains", n)
+	}
+	for want, n := range map[string]int{"sluice_chains_without_metrics 7\n": 1, `rule="same"`: 2, "sluice_rules_without_metrics 6\n": 1, `sluice_chain_rules{chain="FORWARD",family="ipv4",table="filter"} 1008` + "\n": 1, "sluice_build_info{version=\"v\ufffd\"} 1\n": 1} {
 		if got := strings.Count(text, want); got != n {
 			t.Errorf("%q is there %d times", want, got)
 		}
