@@ -16,6 +16,8 @@ import (
 	"sluice/router"
 )
 
+var findingKinds = []string{lint.NeverMatches, lint.Duplicate, lint.EmptyChain, lint.Unused, lint.DNATBlocked, lint.NoAnswers, lint.NoDNS}
+
 func (a *app) lintCommand() *cobra.Command {
 	var file string
 	var asJSON, six bool
@@ -42,6 +44,12 @@ nothing to tell, and with 1 if there is.`,
 			if (file == "") == (len(args) == 0) {
 				a.ran = false
 				return errors.New("-c FILE for a configuration, or files in iptables-save format")
+			}
+			for _, k := range ignore {
+				if !contains(findingKinds, k) {
+					a.ran = false
+					return fmt.Errorf("--ignore: no kind %q: %s", k, strings.Join(findingKinds, ", "))
+				}
 			}
 			var all []lint.Finding
 			if file != "" {
@@ -102,7 +110,7 @@ nothing to tell, and with 1 if there is.`,
 
 func contains(list []string, s string) bool {
 	for _, x := range list {
-		if strings.TrimSpace(x) == s {
+		if strings.TrimSpace(x) == strings.TrimSpace(s) {
 			return true
 		}
 	}

@@ -37,11 +37,14 @@ func start(argv []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	}
 	app := &app{stdin: stdin, stdout: stdout, stderr: stderr}
 	root := app.command()
+	if len(argv) > 1 && argv[1] == cobra.ShellCompRequestCmd {
+		plainUsage(root)
+	}
 	root.SetArgs(argv[1:])
 	root.SetIn(stdin)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	err := root.ExecuteContext(context.Background())
+	cmd, err := root.ExecuteContextC(context.Background())
 	var status exitStatus
 	switch {
 	case err == nil:
@@ -52,7 +55,7 @@ func start(argv []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "sluice: %v\n", err)
 		return exitFailed
 	}
-	fmt.Fprintf(stderr, "sluice: %v\nTry \"sluice --help\".\n", err)
+	fmt.Fprintf(stderr, "sluice: %v\nTry \"%s --help\".\n", err, cmd.CommandPath())
 	return exitUsage
 }
 
@@ -94,7 +97,7 @@ argument, sluice is that tool and acts on the running router.`,
 		a.psCommand(), a.sysctlCommand(), a.nflogCommand(), a.benchCommand(), a.traceCommand(), a.testCommand(), a.lintCommand(), a.captureCommand(), a.topCommand(), a.graphCommand(), a.manCommand(), a.versionCommand())
 	root.AddGroup(&cobra.Group{ID: toolGroup, Title: "Tools that sluice is, too:"})
 	root.AddCommand(toolCommands()...)
-	root.SetHelpCommand(&cobra.Command{Use: "no-help", Hidden: true})
+	completable(root)
 	return root
 }
 

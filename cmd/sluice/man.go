@@ -52,6 +52,7 @@ func writeManual(root *cobra.Command, folder string) error {
 	}
 	root.DisableAutoGenTag = true
 	for _, c := range root.Commands() {
+		c.Long = fenced(c.Long)
 		if c.GroupID != toolGroup || c.Long != "" {
 			continue
 		}
@@ -65,4 +66,28 @@ func writeManual(root *cobra.Command, folder string) error {
 	}
 	head := &doc.GenManHeader{Section: "1", Source: "sluice " + version, Manual: "sluice"}
 	return doc.GenManTree(root, head, folder)
+}
+
+// fenced marks the indented lines of a help text as they have to be marked to
+// keep their line breaks in a manual page.
+func fenced(text string) string {
+	var out []string
+	inside := false
+	for _, l := range strings.Split(text, "\n") {
+		if indented := strings.HasPrefix(l, "  "); indented != inside {
+			inside = indented
+			if indented {
+				out = append(out, "")
+			}
+			out = append(out, "```")
+			if !indented && l != "" {
+				out = append(out, "")
+			}
+		}
+		out = append(out, l)
+	}
+	if inside {
+		out = append(out, "```")
+	}
+	return strings.Join(out, "\n")
 }

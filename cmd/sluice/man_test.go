@@ -34,9 +34,22 @@ func TestManual(t *testing.T) {
 	if _, err := exec.LookPath("man"); err != nil {
 		t.Skip("man is missing (apt install man-db)")
 	}
-	shown, err := exec.Command("man", "-P", "cat", "--warnings", "-l", filepath.Join(folder, "sluice-run.1")).CombinedOutput()
-	if err != nil || !strings.Contains(string(shown), "sluice run") || strings.Contains(string(shown), "warning") {
-		t.Errorf("%v\n%s", err, shown)
+	pages, err := filepath.Glob(filepath.Join(folder, "*.1"))
+	if err != nil || len(pages) < 30 {
+		t.Fatal(pages, err)
+	}
+	c := exec.Command("man", append([]string{"-P", "cat", "--warnings", "-l"}, pages...)...)
+	c.Env = append(os.Environ(), "MANWIDTH=80", "LC_ALL=C.UTF-8")
+	var shown, complaints bytes.Buffer
+	c.Stdout, c.Stderr = &shown, &complaints
+	if err := c.Run(); err != nil || complaints.Len() > 0 {
+		t.Errorf("%v\n%s", err, complaints.String())
+	}
+	if n := strings.Count(shown.String(), "\nSYNOPSIS\n"); n != len(pages) {
+		t.Errorf("%d of %d pages have a synopsis", n, len(pages))
+	}
+	if !strings.Contains(shown.String(), "\n         tcp 10.0.1.2:4000 > 203.0.113.9:80 S\n         lan0: udp [fd00:1::2]") {
+		t.Error("examples are no lines of their own")
 	}
 	if status := start([]string{"sluice", "man", "/dev/null/x"}, nil, &out, &errs); status != exitFailed {
 		t.Errorf("a folder that cannot be made: exit status %d", status)
@@ -54,10 +67,14 @@ func TestCompletion(t *testing.T) {
 	if out, err := c.CombinedOutput(); err != nil {
 		t.Errorf("%v\n%s", err, out)
 	}
-	start([]string{"sluice", "__complete", ""}, nil, &offered, &errs)
-	for _, want := range []string{"\nrun\t", "\nstatus\t", "\niptables-save\t"} {
-		if !strings.Contains("\n"+offered.String(), want) {
-			t.Errorf("no %q in %q", want, offered.String())
+	for _, x := range []struct{ line, want string }{
+		{"", "run\tRun"}, {"", "status\tShow"}, {"", "iptables-save\t"}, {"trace --co", "--config\tconfiguration file of"}, {"trace --color ", "never\n"},
+		{"capture --at ", "PREROUTING\n"}, {"top --view ", "hooks\n"}, {"graph --format ", "mermaid\n"}, {"lint --ignore ", "unused-chain\n"},
+	} {
+		offered.Reset()
+		start(append([]string{"sluice", "__complete"}, strings.Split(x.line, " ")...), nil, &offered, &errs)
+		if !strings.Contains("\n"+offered.String(), "\n"+x.want) || strings.Contains(offered.String(), "`") {
+			t.Errorf("after %q: no %q in %q", x.line, x.want, offered.String())
 		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"io"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -43,7 +44,7 @@ all views as text, with the rates over one interval.`,
 			}
 			for _, v := range views {
 				if !slices.Contains(top.Views, v) {
-					return fmt.Errorf("no view %q: %v", v, top.Views)
+					return fmt.Errorf("no view %q: %s", v, strings.Join(top.Views, ", "))
 				}
 			}
 			if !once && !isTerminal(a.stdout) {
