@@ -1,9 +1,15 @@
 package router
 
 import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"sluice/packet/packettext"
 )
 
 // TestWatch: only what matches is recorded, what was asked for and no more, and
@@ -120,4 +126,131 @@ func nextSoon(t *testing.T, v *Watch) *Trace {
 		t.Fatal("nothing was recorded")
 	}
 	return x
+}
+
+// TestWatchedOutput: under bursts of many flows, with rules of all kinds, those
+// who look (at all, at some, with frames, not reading, coming and going) change
+// no packet that leaves, no counter and no drop.
+func TestWatchedOutput(t *testing.T) {
+	packets, answers := 0, 0
+	for seed := range uint64(12) {
+		rnd := rand.New(rand.NewPCG(seed, 5))
+		rules := randomRules(rnd)
+		rules["nat"] = rules["nat"][:1] // without MASQUERADE: where two want one port it draws by chance
+		watched, plain := newBed(t, edge(rules)), newBed(t, edge(rules))
+		unlimited(watched.r, edge(nil))
+		unlimited(plain.r, edge(nil))
+		var open []*Watch
+		var left []string
+		for n := range 60 {
+			if n%7 == 0 && n < 50 {
+				opts := []WatchOptions{{Queue: 3}, {Match: strings.Fields("-p tcp --dport 80"), Frames: 100}, {Match: strings.Fields("-m conntrack --ctstate ESTABLISHED")}, {Match: strings.Fields("-o wan0"), Count: 20}}
+				v, err := watched.r.Watch(opts[rnd.IntN(len(opts))])
+				if err != nil {
+					t.Fatal(err)
+				}
+				open = append(open, v)
+			}
+			if n%11 == 10 {
+				open[rnd.IntN(len(open))].Close()
+			}
+			in, burst := "lan0", [][]byte{}
+			if len(left) > 0 && rnd.IntN(3) == 0 {
+				in = "wan0"
+			}
+			for range 1 + rnd.IntN(40) {
+				server, to := 1+rnd.IntN(2), rnd.IntN(3)
+				host := 2 + rnd.IntN(4)
+				ends := fmt.Sprintf("10.0.1.%d:%d > 203.0.113.%d:%d", host, 5000+100*host+10*server+to, server, []int{53, 80, 81}[to])
+				words := []string{"udp %s len=20", "udp %s len=20", "tcp %s S seq=7", "tcp %s A seq=8 ack=1 len=30", "udp %s len=20 ttl=1"}[rnd.IntN(5)]
+				if in == "wan0" { // an answer to something that left
+					w := strings.Fields(left[rnd.IntN(len(left))])
+					ends, words = w[3]+" > "+w[1], w[0]+" %s len=9"
+				}
+				burst = append(burst, frame(t, fmt.Sprintf(words, ends)))
+			}
+			if packets += len(burst); in == "wan0" {
+				answers += len(burst)
+			}
+			with, without := watched.send(in, burst...), plain.send(in, burst...)
+			for _, iface := range []string{"lan0", "wan0"} {
+				a, b := describeFrames(with[iface]), describeFrames(without[iface])
+				if iface == "wan0" {
+					left = append(left, b...)
+				}
+				if !slices.Equal(a, b) {
+					t.Fatalf("seed %d burst %d: by %s left\n%s\nand watched\n%s\n%v", seed, n, iface, strings.Join(b, "\n"), strings.Join(a, "\n"), rules)
+				}
+			}
+		}
+		if a, b := traceCounters(watched.r), traceCounters(plain.r); !maps.Equal(a, b) {
+			t.Errorf("seed %d: counters %v, watched %v", seed, b, a)
+		}
+		if a, b := watched.w.drops, plain.w.drops; a != b {
+			t.Errorf("seed %d: drops %v, watched %v", seed, b, a)
+		}
+		for _, v := range open {
+			v.Close()
+		}
+	}
+	if packets < 10000 || answers < 1000 {
+		t.Errorf("%d packets and %d answers only", packets, answers)
+	}
+}
+
+func describeFrames(fs [][]byte) (out []string) {
+	for _, f := range fs {
+		out = append(out, packettext.Describe(f)) // an answer's IP identification is drawn by chance
+	}
+	return out
+}
+
+// TestNotWatchedCostsNothing: with nobody looking, before and after somebody did,
+// a packet takes what its connection remembers and allocates nothing; and so do
+// the packets that a looker's matches do not pick.
+func TestNotWatchedCostsNothing(t *testing.T) {
+	b := newBed(t, twenty())
+	out, back := frame(t, "udp 10.0.1.2:5000 > 9.9.9.9:53 len=18"), frame(t, "udp 9.9.9.9:53 > 198.51.100.1:5000 len=18")
+	for range 3 {
+		b.send("lan0", out)
+		b.send("wan0", back)
+	}
+	for _, l := range b.links {
+		l.keep = false
+	}
+	w, d := b.w, b.w.port(b.links["lan0"].iface)
+	const n = 200
+	measure := func(what string) (recalled uint64) {
+		was := w.mem.recalled
+		allocs := testing.AllocsPerRun(n-1, func() {
+			w.begin(b.r.clock())
+			w.batch[0].SetBytes(out)
+			w.burst(d, w.batch[:1])
+			w.end()
+		})
+		if recalled = w.mem.recalled - was; allocs != 0 && recalled > 0 {
+			t.Errorf("%s: %v allocations a packet", what, allocs)
+		}
+		return recalled
+	}
+	before := measure("before anybody looks")
+	v, err := b.r.Watch(WatchOptions{Match: strings.Fields("-p tcp --dport 80")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	beside := measure("somebody looks at others")
+	all, err := b.r.Watch(WatchOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	looked := measure("somebody looks at it")
+	all.Close()
+	v.Close()
+	after := measure("after they went")
+	if before != n || beside != n || looked != 0 || after < n-1 { // the first may find that it has to decide anew
+		t.Errorf("of %d packets took what was remembered: %d before, %d beside, %d looked at, %d after", n, before, beside, looked, after)
+	}
+	if w.watching != nil {
+		t.Error("the worker still asks")
+	}
 }
