@@ -135,6 +135,9 @@ func TestWatchUnderLoad(t *testing.T) {
 		}
 	}
 	b.Eventually(10*time.Second, "traces", func() bool { return out.String() != "" })
+	// In the end it is cut off, and the one who reads is not.
+	b.Eventually(2*time.Minute, "the end of the capture that nobody reads", func() bool { return b.r.Status().Watches == 1 })
+	b.client.Must("ping", "-c", "1", "-W", "5", "10.0.1.1")
 }
 
 // TestCapture: tshark reads what was captured, and shows what became of it.

@@ -71,16 +71,15 @@ packets that do not match pass as ever.`,
 		if snaplen < 20 || snaplen > 65535 || count < 0 {
 			return errors.New("--snaplen is between 20 and 65535, --count from 0 up")
 		}
-		out := a.stdout
+		out, finish := a.stdout, func() error { return nil }
 		if write != "-" {
 			f, err := os.Create(write)
 			if err != nil {
 				a.ran = true
 				return err
 			}
-			defer f.Close()
 			b := bufio.NewWriter(f)
-			defer b.Flush()
+			finish = func() error { return errors.Join(b.Flush(), f.Close()) }
 			out = b
 		} else if isTerminal(a.stdout) {
 			return errors.New("a capture is not for a terminal: -w FILE, or a pipe")
@@ -90,9 +89,13 @@ packets that do not match pass as ever.`,
 		defer stop()
 		argv := append([]string{"capture", strconv.FormatInt(count, 10), strconv.Itoa(snaplen), strings.Join(at, ",")}, match...)
 		status, err := a.call(ctx, argv, nil, out, a.stderr)
+		if ctx.Err() != nil {
+			status, err = 0, nil // ended by a signal: what was captured is written
+		}
+		if failed := finish(); err == nil {
+			err = failed
+		}
 		switch {
-		case ctx.Err() != nil:
-			return nil // ended by a signal: what was captured is written
 		case err != nil:
 			return err
 		case status != 0:

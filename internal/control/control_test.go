@@ -150,6 +150,58 @@ func TestClientGoneCancels(t *testing.T) {
 	}
 }
 
+// TestPatience: a client that stops reading what goes on and on is cut off, and
+// its place is free again.
+func TestPatience(t *testing.T) {
+	ended := make(chan error, 1)
+	s := start(t, map[string]Handler{
+		"flood": func(_ context.Context, _ []string, _ io.Reader, stdout, _ io.Writer) int {
+			Patience(stdout, 300*time.Millisecond)
+			for {
+				if _, err := stdout.Write(make([]byte, maxData)); err != nil {
+					ended <- err
+					return 0
+				}
+			}
+		},
+		"echo": func(_ context.Context, _ []string, _ io.Reader, stdout, _ io.Writer) int {
+			io.WriteString(stdout, "here")
+			return 0
+		},
+	})
+	c, err := net.Dial("unix", s.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	req, _ := encodeRequest([]string{"flood"})
+	writeFrame(c, frameRequest, req)
+	for range 20 { // it reads, and then no more
+		if _, _, err := readFrame(c, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	select {
+	case err := <-ended:
+		if !errors.Is(err, errGone) {
+			t.Error(err)
+		}
+	case <-within(t).Done():
+		t.Fatal("a client that does not read is not cut off")
+	}
+	for limit := within(t); len(s.slots) > 0; {
+		select {
+		case <-limit.Done():
+			t.Fatal("its place is not free")
+		case <-time.After(time.Millisecond):
+		}
+	}
+	var out bytes.Buffer
+	if status, err := Call(within(t), s.Path, []string{"echo"}, nil, &out, io.Discard); status != 0 || err != nil || out.String() != "here" {
+		t.Errorf("%d %v %q", status, err, out.String())
+	}
+}
+
 func TestCloseEndsRequests(t *testing.T) {
 	s := start(t, map[string]Handler{"flood": func(ctx context.Context, _ []string, _ io.Reader, stdout, _ io.Writer) int {
 		for {

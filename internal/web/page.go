@@ -29,7 +29,6 @@ var files embed.FS
 
 const (
 	maxChainRules = 2000             // that the page shows of a chain
-	writePatience = 5 * time.Second  // a client that does not read for so long is cut off
 	livePatience  = 30 * time.Second // for a packet that matches
 	maxBody       = 64 << 10
 )
@@ -71,8 +70,10 @@ func (s *Server) stream(w http.ResponseWriter, r *http.Request) {
 	c := http.NewResponseController(w)
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("Cache-Control", "no-store")
-	tick := time.NewTicker(time.Second)
+	tick := time.NewTicker(s.every)
 	defer tick.Stop()
+	s.streams.Add(1)
+	defer s.streams.Add(-1)
 	writable := s.MayWrite(r)
 	for {
 		text, err := json.Marshal(overview{s.router.Overview(), writable})
@@ -80,7 +81,7 @@ func (s *Server) stream(w http.ResponseWriter, r *http.Request) {
 			s.log.Error("the page's counters", "err", err)
 			return
 		}
-		if c.SetWriteDeadline(time.Now().Add(writePatience)) != nil || c.SetReadDeadline(time.Time{}) != nil {
+		if c.SetWriteDeadline(time.Now().Add(s.patient)) != nil || c.SetReadDeadline(time.Time{}) != nil {
 			return
 		}
 		if _, err := fmt.Fprintf(w, "data: %s\n\n", text); err != nil || c.Flush() != nil {

@@ -17,6 +17,7 @@ import (
 	"net/url"
 	"os"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/net/netutil"
@@ -26,6 +27,12 @@ import (
 
 // maxClients is how many connections are served at a time; more wait.
 const maxClients = 128
+
+// answerTime is how long a client may take for an answer.
+const answerTime = time.Minute
+
+// sendBuffer bounds what the kernel keeps for a client that does not read.
+const sendBuffer = 256 << 10
 
 // minToken is the least length of a token, in characters.
 const minToken = 16
@@ -44,6 +51,9 @@ type Server struct {
 	names *x509.Certificate // whose names are ours too; nil without TLS
 
 	history history
+	every   time.Duration // between two readings of a stream
+	patient time.Duration // a stream's client that does not read for so long is cut off
+	streams atomic.Int32
 	sims    chan struct{} // held while a packet is tried out
 	ctx     context.Context
 	stop    context.CancelFunc
@@ -62,7 +72,7 @@ const (
 
 // Listen opens the port that cfg names. The error says which key is at fault.
 func Listen(cfg *router.ControlConfig, log *slog.Logger) (*Server, error) {
-	s := &Server{mux: http.NewServeMux(), log: log, sims: make(chan struct{}, 1)}
+	s := &Server{mux: http.NewServeMux(), log: log, sims: make(chan struct{}, 1), every: time.Second, patient: 5 * time.Second}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	addr, err := netip.ParseAddrPort(cfg.HTTP)
 	if err != nil {
@@ -98,15 +108,26 @@ func Listen(cfg *router.ControlConfig, log *slog.Logger) (*Server, error) {
 	if s.l, err = net.Listen("tcp", cfg.HTTP); err != nil {
 		return nil, fmt.Errorf("control.http: %w", err)
 	}
-	s.l = netutil.LimitListener(s.l, maxClients)
+	s.l = netutil.LimitListener(bounded{s.l}, maxClients)
 	if conf != nil {
 		s.l = tls.NewListener(s.l, conf)
 	}
 	s.http = &http.Server{
-		Handler: s.mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute,
+		Handler: s.mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 30 * time.Second, WriteTimeout: answerTime, IdleTimeout: 2 * time.Minute,
 		MaxHeaderBytes: 16 << 10, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
 	return s, nil
+}
+
+// bounded limits what the kernel keeps for each connection.
+type bounded struct{ net.Listener }
+
+func (l bounded) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if t, ok := c.(*net.TCPConn); ok {
+		t.SetWriteBuffer(sendBuffer) // without it there is only more in the buffer
+	}
+	return c, err
 }
 
 // Addr is the address that is listened on.

@@ -17,6 +17,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -27,7 +28,7 @@ import (
 const token = "correct horse battery staple"
 
 // start serves a router without interfaces.
-func start(t *testing.T, cfg router.ControlConfig) (*Server, *router.Router) {
+func start(t *testing.T, cfg router.ControlConfig, change ...func(*Server)) (*Server, *router.Router) {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
 	s, err := Listen(&cfg, log)
@@ -37,6 +38,9 @@ func start(t *testing.T, cfg router.ControlConfig) (*Server, *router.Router) {
 	r, err := router.New(&router.Config{Router: router.RouterConfig{Workers: 1}}, router.Options{Version: "v\xff"})
 	if err != nil {
 		t.Fatal(err)
+	}
+	for _, f := range change {
+		f(s)
 	}
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(r) }()
@@ -263,4 +267,60 @@ func TestRulesBounded(t *testing.T) {
 			t.Errorf("%q is there %d times", want, got)
 		}
 	}
+}
+
+// TestReaderStops: clients that stop reading, of the stream and of anything
+// else, are cut off, and others are served as before.
+func TestReaderStops(t *testing.T) {
+	var big strings.Builder
+	big.WriteString("*filter\n")
+	for i := range maxChainRules {
+		fmt.Fprintf(&big, "-A FORWARD -p tcp --dport %d -m comment --comment \"%s\" -j ACCEPT\n", i, strings.Repeat("x", 250))
+	}
+	big.WriteString("COMMIT\n")
+	s, r := start(t, router.ControlConfig{HTTP: "127.0.0.1:0"}, func(s *Server) {
+		s.every, s.patient, s.http.WriteTimeout = time.Millisecond, 200*time.Millisecond, 200*time.Millisecond
+	})
+	var out strings.Builder
+	if status := iptables.Run(r.IPTables(), []string{"iptables-restore"}, strings.NewReader(big.String()), &out, &out); status != 0 {
+		t.Fatal(out.String())
+	}
+	// deaf asks for something and never reads the answer.
+	deaf := func(path string) net.Conn {
+		t.Helper()
+		d := net.Dialer{Control: func(_, _ string, c syscall.RawConn) error { // before the window is announced
+			return c.Control(func(fd uintptr) { syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, 4096) })
+		}}
+		c, err := d.Dial("tcp", s.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n", path)
+		return c
+	}
+	eventually := func(what string, ok func() bool) {
+		t.Helper()
+		for end := time.Now().Add(time.Minute); !ok(); time.Sleep(5 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatal("not ", what)
+			}
+		}
+	}
+	deaf("/api/stream")
+	eventually("streaming", func() bool { return s.streams.Load() == 1 })
+	healthy := func() {
+		t.Helper()
+		if code, text := ask(t, client(), "GET", "http://"+s.Addr().String()+"/healthz"); code != 200 {
+			t.Errorf("%d %s", code, text)
+		}
+	}
+	healthy()
+	eventually("cut off", func() bool { return s.streams.Load() == 0 })
+	healthy()
+	// More than may be served at a time, of a large answer: they go away.
+	for range maxClients + 1 {
+		deaf("/api/rules?family=ipv4&table=filter&chain=FORWARD")
+	}
+	healthy()
 }
