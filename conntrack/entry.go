@@ -28,7 +28,7 @@ type Entry struct {
 	ext     atomic.Uint32    // index in the extension slab
 	gen     atomic.Uint32    // counts the uses of this index
 	secmark atomic.Uint32
-	evMask  uint16 // events wanted (0: all)
+	evMask  uint16 // events wanted
 	Home    uint8  // the worker that saw the first packet
 	_       [1]byte
 
@@ -50,9 +50,10 @@ var _ = [1]byte{}[unsafe.Sizeof(Entry{})-256]
 
 // Entry flags, written only before an entry is shared.
 const (
-	entryNoOrig   uint8 = 1 << iota // only its reply tuple is in the table (clash)
-	entryAcct                       // counts packets and bytes
-	entryNoEvents                   // made while nf_conntrack_events was 0
+	entryNoOrig      uint8 = 1 << iota // only its reply tuple is in the table (clash)
+	entryAcct                          // counts packets and bytes
+	entryNoEvents                      // made while nf_conntrack_events was 0
+	entryNoExpEvents                   // its expectations make none
 )
 
 // lock claims the entry: a few instructions, no calls that block.

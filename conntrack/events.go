@@ -136,7 +136,7 @@ func (t *Table) listening() bool { return len(*t.subs.Load()) != 0 }
 
 // emit sends e's state to all listeners.
 func (w *Worker) emit(typ EventType, bits Events, e *Entry, idx uint32) {
-	if e.flags&entryNoEvents != 0 || e.evMask != 0 && bits&Events(e.evMask) == 0 {
+	if e.flags&entryNoEvents != 0 || bits&Events(e.evMask) == 0 {
 		return
 	}
 	ev := Event{Type: typ, Bits: bits, User: w.user}
@@ -162,7 +162,7 @@ func (w *Worker) deliver(e *Entry, idx uint32) {
 // emitExpect tells the listeners of an expectation. It is called under the
 // expectations' lock, off the packet path.
 func (t *Table) emitExpect(typ EventType, x *Expectation, now int64) {
-	if !t.listening() {
+	if x.silent || !t.listening() {
 		return
 	}
 	c := x.copy(now)

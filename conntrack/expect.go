@@ -1,6 +1,8 @@
 package conntrack
 
 import (
+	"math/rand/v2"
+	"slices"
 	"sort"
 	"sync"
 	"sync/atomic"
@@ -13,6 +15,16 @@ const (
 	ExpectPermanent ExpectFlags = 1 << iota // stays after a connection matched
 	ExpectInactive                          // does not match (yet)
 	ExpectUserspace                         // made by conntrack -I
+)
+
+// Follow says what becomes of an expected connection beside being RELATED.
+type Follow uint8
+
+const (
+	FollowNone   Follow = iota
+	FollowMaster        // NAT: it goes between the ends that the master's messages really went between
+	FollowCall          // PPTP: as FollowMaster, by call ids; the call's other tunnel is expected no more
+	FollowSaved         // NAT: it goes to SavedAddr (SIP)
 )
 
 // Expectation announces a connection that a helper saw coming. A connection
@@ -29,16 +41,17 @@ type Expectation struct {
 	Timeout    uint32 // seconds left, when listed; when made, 0 means the helper's
 	ID         uint32
 
-	// NAT is set by a NATHelper: the direction of the master that the announcement
-	// ran in, and the port the payload named before it was changed.
+	// For the connection's translation: the direction of the master that the
+	// announcement ran in, and what it named before it was changed.
+	Follow    Follow
 	NATDir    Dir
-	NATTuple  Tuple
+	SavedAddr [16]byte
 	SavedPort uint16
-	NAT       bool // NATHelper.Expected is called for the connection
 
 	expires int64
 	seq     uint32 // counts up
 	index   uint8  // the master's helper
+	silent  bool   // makes no events
 }
 
 // HelperName is the name of the master's helper in t, "" if it has none.
@@ -59,11 +72,14 @@ type TupleMask struct {
 // expectations is kept under a lock: a packet takes it only if it has no
 // connection yet and there are expectations, or if a helper looks at it.
 type expectations struct {
-	mu    sync.Mutex
-	list  map[expectKey][]*Expectation
-	count atomic.Int32
-	next  uint32
+	mu       sync.Mutex
+	list     map[expectKey][]*Expectation // newest first
+	byMaster map[masterKey][]*Expectation // oldest first
+	count    atomic.Int32
+	next     uint32
 }
+
+type masterKey struct{ idx, gen uint32 }
 
 type expectKey struct {
 	dst           [16]byte
@@ -71,7 +87,9 @@ type expectKey struct {
 	proto, family uint8
 }
 
-func (x *expectations) init() { x.list = map[expectKey][]*Expectation{} }
+func (x *expectations) init() {
+	x.list, x.byMaster = map[expectKey][]*Expectation{}, map[masterKey][]*Expectation{}
+}
 
 func keyOf(u *Tuple) expectKey {
 	return expectKey{u.Dst, u.DstPort, u.Zone, u.Proto, u.Family}
@@ -93,42 +111,90 @@ func (m *TupleMask) match(a, b *Tuple) bool {
 type ExpectResult uint8
 
 const (
-	ExpectOK    ExpectResult = iota
-	ExpectClash              // an expectation of another kind or connection has the tuple (EBUSY)
-	ExpectFull               // nf_conntrack_expect_max, or the helper's limit (EMFILE)
-	ExpectGone               // the master has no helper, or is gone
+	ExpectOK      ExpectResult = iota
+	ExpectClash                // a connection could match this one and another (EBUSY)
+	ExpectAlready              // the same is expected already, of another class or master (EALREADY)
+	ExpectFull                 // nf_conntrack_expect_max, or the helper's limit (EMFILE)
+	ExpectGone                 // the master has no helper, or is gone
 )
 
 // Expect registers x, whose Master is e. An equal one of the same master is
 // replaced; a helper at its limit loses its oldest. The table keeps x.
 func (w *Worker) Expect(e *Entry, idx uint32, x *Expectation) ExpectResult {
+	return w.expect(e, idx, false, x)
+}
+
+// expect registers one expectation or several, all or none. shared: masters
+// may announce the same one (ExpectAlready), which is no clash.
+func (w *Worker) expect(e *Entry, idx uint32, shared bool, all ...*Expectation) ExpectResult {
 	t := w.t
 	h := t.helperOf(e.helper)
 	ext := t.ensureExt(e)
-	if h == nil || ext == nil || int(x.Class) >= len(h.Classes) {
+	if h == nil || ext == nil || int(all[0].Class) >= len(h.Classes) {
 		return ExpectGone
 	}
-	return t.addExpect(w, e, idx, ext, h, x)
+	return t.addExpect(w, e, idx, ext, h, shared, all...)
 }
 
-func (t *Table) addExpect(w *Worker, e *Entry, idx uint32, ext *extension, h *Helper, x *Expectation) ExpectResult {
+func (t *Table) addExpect(w *Worker, e *Entry, idx uint32, ext *extension, h *Helper, shared bool, all ...*Expectation) ExpectResult {
 	xs := &t.expects
 	xs.mu.Lock()
 	defer xs.mu.Unlock()
-	x.Master, x.MasterGen, x.MasterOrig, x.index = idx, e.gen.Load(), e.orig, e.helper
-	for _, o := range xs.list[keyOf(&x.Tuple)] {
-		same := o.Mask == x.Mask && x.Mask.match(&o.Tuple, &x.Tuple)
-		switch {
-		case same && o.Class == x.Class && o.ofMaster(x.Master, x.MasterGen):
-			xs.remove(t, w, o)
-		case same, o.clashes(x):
-			return ExpectClash
+	done := 0
+	for ; done < len(all); done++ {
+		x := all[done]
+		x.Master, x.MasterGen, x.MasterOrig, x.index = idx, e.gen.Load(), e.orig, e.helper
+		x.silent = e.flags&(entryNoEvents|entryNoExpEvents) != 0
+		if r := xs.admit(t, w, ext, h, shared, x); r != ExpectOK {
+			for _, o := range all[:done] {
+				ext.expecting[o.Class]--
+			}
+			return r
 		}
+		ext.expecting[x.Class]++ // the next one finds it counted
+	}
+	ext.announced.Store(true)
+	for _, x := range all {
+		if x.Timeout == 0 {
+			x.Timeout = h.Classes[x.Class].Timeout
+		}
+		x.expires = w.now + int64(x.Timeout)*second
+		xs.next++
+		x.seq = xs.next
+		x.ID = t.publicID(x.seq, ^uint32(0))
+		k, m := keyOf(&x.Tuple), masterKey{x.Master, x.MasterGen}
+		xs.list[k] = append([]*Expectation{x}, xs.list[k]...)
+		xs.byMaster[m] = append(xs.byMaster[m], x)
+		xs.count.Add(1)
+		w.stat(statExpectCreate)
+		t.emitExpect(EvNew, x, w.now)
+	}
+	return ExpectOK
+}
+
+// admit makes room for x or says why it cannot be; the lock is held.
+func (xs *expectations) admit(t *Table, w *Worker, ext *extension, h *Helper, shared bool, x *Expectation) ExpectResult {
+	for _, o := range xs.list[keyOf(&x.Tuple)] {
+		mine := o.ofMaster(x.Master, x.MasterGen)
+		switch same := o.Tuple == x.Tuple && o.Mask == x.Mask; {
+		case o.expires <= w.now:
+			xs.drop(t, w, o)
+			continue
+		case same && mine && o.Class == x.Class:
+			xs.drop(t, w, o)
+		case same && (mine || shared):
+			return ExpectAlready
+		case o.clashes(x):
+			return ExpectClash
+		default:
+			continue
+		}
+		break
 	}
 	policy := h.Classes[x.Class]
 	if policy.Max > 0 && int(ext.expecting[x.Class]) >= policy.Max {
 		if old := xs.oldest(x); old != nil {
-			xs.remove(t, w, old)
+			xs.drop(t, w, old)
 		}
 		if int(ext.expecting[x.Class]) >= policy.Max {
 			return ExpectFull
@@ -137,21 +203,38 @@ func (t *Table) addExpect(w *Worker, e *Entry, idx uint32, ext *extension, h *He
 	if int64(xs.count.Load()) >= t.sys.expectMax.Load() {
 		return ExpectFull
 	}
-	if x.Timeout == 0 {
-		x.Timeout = policy.Timeout
-	}
-	x.expires = w.now + int64(x.Timeout)*second
-	xs.next++
-	x.seq = xs.next
-	x.ID = t.publicID(x.seq, ^uint32(0))
-	ext.announced.Store(true)
-	ext.expecting[x.Class]++
-	k := keyOf(&x.Tuple)
-	xs.list[k] = append([]*Expectation{x}, xs.list[k]...)
-	xs.count.Add(1)
-	w.stat(statExpectCreate)
-	t.emitExpect(EvNew, x, w.now)
 	return ExpectOK
+}
+
+// ExpectPort registers x at its port, or at a higher one that is free, as
+// translation needs it.
+func (w *Worker) ExpectPort(e *Entry, idx uint32, x *Expectation) bool {
+	const maxAttempts = 128
+	low := x.Tuple.DstPort
+	span := 65535 - int(low)
+	for left := min(span, maxAttempts); ; left-- {
+		switch w.Expect(e, idx, x) {
+		case ExpectOK:
+			return true
+		case ExpectClash:
+		default:
+			return false
+		}
+		if left <= 0 {
+			return false
+		}
+		x.Tuple.DstPort = low + uint16(rand.IntN(span))
+	}
+}
+
+// unexpect takes back what was registered.
+func (w *Worker) unexpect(all ...*Expectation) {
+	xs := &w.t.expects
+	xs.mu.Lock()
+	defer xs.mu.Unlock()
+	for _, x := range all {
+		xs.drop(w.t, w, x)
+	}
 }
 
 func (x *Expectation) ofMaster(idx, gen uint32) bool { return x.Master == idx && x.MasterGen == gen }
@@ -167,39 +250,64 @@ func (x *Expectation) clashes(o *Expectation) bool {
 }
 
 // oldest finds the master's oldest expectation of x's class.
-func (xs *expectations) oldest(x *Expectation) (old *Expectation) {
-	for _, l := range xs.list {
-		for _, o := range l {
-			if o.ofMaster(x.Master, x.MasterGen) && o.Class == x.Class && (old == nil || o.seq < old.seq) {
-				old = o
-			}
+func (xs *expectations) oldest(x *Expectation) *Expectation {
+	for _, o := range xs.byMaster[masterKey{x.Master, x.MasterGen}] {
+		if o.Class == x.Class {
+			return o
 		}
 	}
-	return old
+	return nil
 }
 
-// remove takes x out; the lock is held.
-func (xs *expectations) remove(t *Table, w *Worker, x *Expectation) {
-	k := keyOf(&x.Tuple)
-	l := xs.list[k]
-	for i, o := range l {
-		if o != x {
-			continue
+// find is the newest expectation that a connection with the tuple u would
+// fulfil, an inactive one too; the lock is held.
+func (xs *expectations) find(u *Tuple, now int64) *Expectation {
+	for _, x := range xs.list[keyOf(u)] {
+		if x.expires > now && x.Mask.match(&x.Tuple, u) {
+			return x
 		}
-		if len(l) == 1 {
-			delete(xs.list, k)
-		} else {
-			xs.list[k] = append(l[:i:i], l[i+1:]...)
-		}
-		xs.count.Add(-1)
-		if e := t.at(x.Master); e.gen.Load() == x.MasterGen {
-			if ext := t.extOf(e); ext != nil && ext.expecting[x.Class] > 0 {
-				ext.expecting[x.Class]--
-			}
-		}
-		w.stat(statExpectDelete)
-		return
 	}
+	return nil
+}
+
+// drop is remove with its event.
+func (xs *expectations) drop(t *Table, w *Worker, x *Expectation) {
+	if xs.remove(t, w, x) {
+		t.emitExpect(EvDestroy, x, w.now)
+	}
+}
+
+// remove takes x out, if it is there; the lock is held.
+func (xs *expectations) remove(t *Table, w *Worker, x *Expectation) bool {
+	k := keyOf(&x.Tuple)
+	l := without(xs.list[k], x)
+	if len(l) == len(xs.list[k]) {
+		return false
+	}
+	if xs.list[k] = l; len(l) == 0 {
+		delete(xs.list, k)
+	}
+	m := masterKey{x.Master, x.MasterGen}
+	if xs.byMaster[m] = without(xs.byMaster[m], x); len(xs.byMaster[m]) == 0 {
+		delete(xs.byMaster, m)
+	}
+	xs.count.Add(-1)
+	if e := t.at(x.Master); e.gen.Load() == x.MasterGen {
+		if ext := t.extOf(e); ext != nil && ext.expecting[x.Class] > 0 {
+			ext.expecting[x.Class]--
+		}
+	}
+	w.stat(statExpectDelete)
+	return true
+}
+
+// without is a new list that x is not on.
+func without(l []*Expectation, x *Expectation) []*Expectation {
+	i := slices.Index(l, x)
+	if i < 0 {
+		return l
+	}
+	return append(l[:i:i], l[i+1:]...)
 }
 
 // expected finds the expectation that a first packet's tuple fulfils, and makes
@@ -221,8 +329,7 @@ func (w *Worker) expected(e *Entry, u *Tuple) *Expectation {
 			return nil // its announcement has not left the router yet
 		}
 		if x.Flags&ExpectPermanent == 0 {
-			xs.remove(t, w, x)
-			t.emitExpect(EvDestroy, x, w.now)
+			xs.drop(t, w, x)
 		}
 		e.SetStatus(Expected)
 		e.master, e.mastGen, e.mhelper = x.Master, x.MasterGen, m.helper
@@ -242,17 +349,31 @@ func (w *Worker) expected(e *Entry, u *Tuple) *Expectation {
 
 // unexpectAll forgets what a connection announced; it is going.
 func (t *Table) unexpectAll(w *Worker, idx, gen uint32) {
+	t.unexpectSome(w, idx, gen, func(*Expectation) bool { return true })
+}
+
+// unexpectSome forgets what a connection announced and match says yes to.
+func (t *Table) unexpectSome(w *Worker, idx, gen uint32, match func(*Expectation) bool) {
 	xs := &t.expects
 	xs.mu.Lock()
 	defer xs.mu.Unlock()
-	for _, l := range xs.list {
-		for _, x := range append([]*Expectation(nil), l...) {
-			if x.ofMaster(idx, gen) {
-				xs.remove(t, w, x)
-				t.emitExpect(EvDestroy, x, w.now)
-			}
+	for _, x := range xs.byMaster[masterKey{idx, gen}] { // remove makes new lists
+		if match(x) {
+			xs.drop(t, w, x)
 		}
 	}
+}
+
+// unexpectTuple forgets the expectation that u would fulfil; false if there is none.
+func (t *Table) unexpectTuple(w *Worker, u *Tuple) bool {
+	xs := &t.expects
+	xs.mu.Lock()
+	defer xs.mu.Unlock()
+	x := xs.find(u, w.now)
+	if x != nil {
+		xs.drop(t, w, x)
+	}
+	return x != nil
 }
 
 // expire removes what nobody came for.
@@ -297,10 +418,9 @@ func (t *Table) DeleteExpectations(match func(*Expectation) bool) (n int) {
 		xs.mu.Lock()
 		defer xs.mu.Unlock()
 		for _, l := range xs.list {
-			for _, x := range append([]*Expectation(nil), l...) {
+			for _, x := range l {
 				if match(x) {
-					xs.remove(t, w, x)
-					t.emitExpect(EvDestroy, x, w.now)
+					xs.drop(t, w, x)
 					n++
 				}
 			}
@@ -330,12 +450,29 @@ func (t *Table) CreateExpectation(master *Tuple, x Expectation) (err error) {
 			err = ErrInvalid
 			return
 		}
-		switch t.addExpect(w, e, idx, ext, h, n) {
-		case ExpectClash:
+		switch t.addExpect(w, e, idx, ext, h, false, n) {
+		case ExpectClash, ExpectAlready:
 			err = ErrBusy
 		case ExpectFull:
 			err = ErrTooMany
 		}
 	})
 	return err
+}
+
+// AnnouncedAs is the address and port under which the source of u, a stream
+// that x expected, has been announced to the other side by the same master.
+func (t *Table) AnnouncedAs(x *Expectation, u *Tuple) (addr [16]byte, port uint16, ok bool) {
+	if x.Class == sipSignalling {
+		return addr, 0, false
+	}
+	xs := &t.expects
+	xs.mu.Lock()
+	defer xs.mu.Unlock()
+	for _, o := range slices.Backward(xs.byMaster[masterKey{x.Master, x.MasterGen}]) {
+		if o.Tuple.Proto == u.Proto && o.Tuple.Family == u.Family && o.SavedAddr == u.Src && o.SavedPort == u.SrcPort {
+			return o.Tuple.Dst, o.Tuple.DstPort, true
+		}
+	}
+	return addr, 0, false
 }

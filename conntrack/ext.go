@@ -18,7 +18,9 @@ type extension struct {
 	nlCount     [2]uint8    // ftp: how many of nl are set
 	expecting   [4]uint8    // expectations by class
 	nl          [2][2]uint32
-	next        uint32 // on the free stack
+	pptp        pptpState
+	tunnels     [2]greTunnel // pptp: guarded by the table's greKeys
+	next        uint32       // on the free stack
 }
 
 // SeqAdj is how far a helper has moved one direction's sequence numbers.
@@ -62,6 +64,7 @@ func (x *extSlabs) alloc() uint32 {
 			e.announced.Store(false)
 			e.start, e.stop, e.seq = 0, 0, [2]SeqAdj{}
 			e.masterTuple, e.hasMaster, e.nlCount, e.expecting, e.nl = Tuple{}, false, [2]uint8{}, [4]uint8{}, [2][2]uint32{}
+			e.pptp, e.tunnels = pptpState{}, [2]greTunnel{}
 			return i
 		}
 	}

@@ -10,7 +10,8 @@ type Helper struct {
 	Port    uint16         // its usual port
 	Classes []ExpectPolicy // limits by expectation class
 
-	help   func(c *helpCall) bool // false: drop; nil: it only has a name
+	help   func(c *helpCall) bool                  // false: drop; nil: it only has a name
+	gone   func(w *Worker, e *Entry, x *extension) // a connection that has announced something goes
 	index  uint8
 	family uint8 // 0: both
 }
@@ -24,53 +25,40 @@ type ExpectPolicy struct {
 
 // helpCall is what a helper gets to see of a packet.
 type helpCall struct {
-	w   *Worker
-	p   *packet.Packet
-	e   *Entry
-	idx uint32
-	dir Dir
-	nat NATHelper // nil unless the connection is translated
+	w          *Worker
+	p          *packet.Packet
+	e          *Entry
+	idx        uint32
+	dir        Dir
+	translated bool // an address or port of the connection is changed
 }
 
-// FTPForm is the notation of an FTP address.
-type FTPForm uint8
-
-const (
-	FTPPort FTPForm = iota // PORT h1,h2,h3,h4,p1,p2
-	FTPPasv                // 227 … h1,h2,h3,h4,p1,p2
-	FTPEprt                // EPRT |1|addr|port|
-	FTPEpsv                // 229 … |||port|
-)
-
-// NATHelper is the part of helpers that NAT implements. Its methods run on the
-// packet's worker; false means that the packet must be dropped.
+// NATHelper is the part of helpers that NAT implements.
 type NATHelper interface {
-	// Expected binds a connection that has just been matched with x, before its
-	// first packet meets the nat table.
+	// Expected binds a connection that has just been matched with x as x.Follow
+	// says, before its first packet meets the nat table. It runs on the packet's worker.
 	Expected(w *Worker, p *packet.Packet, e *Entry, x *Expectation)
-	// FTP chooses a port for x, registers it with w.Expect and rewrites what
-	// p's TCP payload announces in [off, off+n); when that changes its length,
-	// it calls w.ShiftSeq.
-	FTP(w *Worker, p *packet.Packet, e *Entry, dir Dir, form FTPForm, off, n int, x *Expectation) bool
-	// TFTP registers x for a translated request.
-	TFTP(w *Worker, p *packet.Packet, e *Entry, x *Expectation) bool
 }
 
 func builtinHelpers() *[]*Helper {
+	one := func(max int, seconds uint32) []ExpectPolicy { return []ExpectPolicy{{"", max, seconds}} }
+	const v4 = packet.IPv4
 	all := []*Helper{
-		{Name: "ftp", Proto: packet.ProtoTCP, Port: 21, Classes: []ExpectPolicy{{"", 1, 300}}, help: helpFTP},
-		{Name: "tftp", Proto: packet.ProtoUDP, Port: 69, Classes: []ExpectPolicy{{"", 1, 300}}, help: helpTFTP},
-	}
-	// Rules may name Linux's other helpers; connections carry the name, and
-	// nothing is expected of them.
-	for _, h := range []Helper{
-		{Name: "amanda", Proto: packet.ProtoUDP, Port: 10080}, {Name: "irc", Proto: packet.ProtoTCP, Port: 6667, family: packet.IPv4},
-		{Name: "netbios-ns", Proto: packet.ProtoUDP, Port: 137, family: packet.IPv4}, {Name: "pptp", Proto: packet.ProtoTCP, Port: 1723, family: packet.IPv4},
-		{Name: "Q.931", Proto: packet.ProtoTCP, Port: 1720}, {Name: "RAS", Proto: packet.ProtoUDP, Port: 1719},
-		{Name: "sane", Proto: packet.ProtoTCP, Port: 6566}, {Name: "sip", Proto: packet.ProtoUDP, Port: 5060}, {Name: "sip", Proto: packet.ProtoTCP, Port: 5060},
-		{Name: "snmp", Proto: packet.ProtoUDP, Port: 161, family: packet.IPv4},
-	} {
-		all = append(all, &h)
+		{Name: "ftp", Proto: packet.ProtoTCP, Port: 21, Classes: one(1, 300), help: helpFTP},
+		{Name: "tftp", Proto: packet.ProtoUDP, Port: 69, Classes: one(1, 300), help: helpTFTP},
+		{Name: "amanda", Proto: packet.ProtoUDP, Port: 10080, Classes: one(4, 180), help: helpAmanda},
+		{Name: "irc", Proto: packet.ProtoTCP, Port: 6667, family: v4, Classes: one(8, 300), help: helpIRC},
+		{Name: "pptp", Proto: packet.ProtoTCP, Port: 1723, family: v4, Classes: one(2, 300), help: helpPPTP, gone: callsGone},
+		{Name: "sip", Proto: packet.ProtoUDP, Port: 5060, Classes: sipClasses},
+		{Name: "sip", Proto: packet.ProtoTCP, Port: 5060, Classes: sipClasses},
+		{Name: "netbios-ns", Proto: packet.ProtoUDP, Port: 137, family: v4, Classes: one(1, 3), help: helpNetBIOS},
+		{Name: "snmp", Proto: packet.ProtoUDP, Port: 161, family: v4, Classes: one(1, 30), help: helpSNMP},
+		{Name: "snmp_trap", Proto: packet.ProtoUDP, Port: 162, family: v4, Classes: one(0, 180), help: helpSNMPTrap},
+		// Rules may name Linux's other helpers; connections carry the name, and
+		// nothing is expected of them.
+		{Name: "Q.931", Proto: packet.ProtoTCP, Port: 1720},
+		{Name: "RAS", Proto: packet.ProtoUDP, Port: 1719},
+		{Name: "sane", Proto: packet.ProtoTCP, Port: 6566},
 	}
 	for i, h := range all {
 		h.index = uint8(i + 1)
@@ -137,12 +125,9 @@ func (w *Worker) Help(p *packet.Packet) bool {
 	if e == nil {
 		return true
 	}
-	if e.helper != 0 && p.CtInfo != packet.CtRelatedReply && p.CtInfo != packet.CtRelated {
+	if e.helper != 0 && p.Proto == e.orig.Proto { // an ICMP error about the connection is not its own
 		if h := w.t.helperOf(e.helper); h != nil && h.help != nil {
-			c := helpCall{w: w, p: p, e: e, idx: p.Ct, dir: PacketDir(p)}
-			if e.Status()&NATMask != 0 {
-				c.nat = w.t.nat()
-			}
+			c := helpCall{w: w, p: p, e: e, idx: p.Ct, dir: PacketDir(p), translated: e.Status()&NATMask != 0}
 			if !h.help(&c) {
 				p.Reason = ReasonHelper
 				return false
@@ -153,6 +138,36 @@ func (w *Worker) Help(p *packet.Packet) bool {
 		w.adjustSeq(p, e)
 	}
 	return true
+}
+
+// established: both sides have spoken.
+func (c *helpCall) established() bool {
+	return c.p.CtInfo == packet.CtEstablished || c.p.CtInfo == packet.CtEstablishedReply
+}
+
+// expect registers x for the connection at hand.
+func (c *helpCall) expect(x *Expectation) bool { return c.w.Expect(c.e, c.idx, x) == ExpectOK }
+
+// refresh gives the connection this long from now, whatever its protocol says.
+func (c *helpCall) refresh(seconds int64) {
+	switch st := c.e.Status(); {
+	case st&FixedTimeout != 0:
+	case st&Confirmed == 0:
+		c.e.expiry.Store(seconds * second)
+	default:
+		c.e.expiry.Store(c.w.now + seconds*second)
+	}
+}
+
+// expectation is a new one from src (zero: from anywhere), of any port, to an
+// address and port in the master's zone.
+func (c *helpCall) expectation(proto uint8, src *[16]byte, dst [16]byte, port uint16) *Expectation {
+	o := &c.e.orig
+	x := &Expectation{Tuple: Tuple{Dst: dst, DstPort: port, Zone: c.e.Tuple(c.dir.Other()).Zone, Proto: proto, Family: o.Family}}
+	if src != nil {
+		x.Tuple.Src, x.Mask.Src = *src, fullMask(o.Family)
+	}
+	return x
 }
 
 // helpTFTP: the answer to a request comes from another port.
@@ -166,10 +181,11 @@ func helpTFTP(c *helpCall) bool {
 	}
 	x := &Expectation{Tuple: c.e.reply, Mask: TupleMask{Src: fullMask(c.e.reply.Family)}}
 	x.Tuple.SrcPort = 0
-	if c.nat != nil {
-		return c.nat.TFTP(c.w, c.p, c.e, x)
+	if c.translated {
+		// The server answers the port that the client's request was given.
+		x.Follow, x.NATDir, x.SavedPort = FollowMaster, Original, c.e.orig.SrcPort
 	}
-	return c.w.Expect(c.e, c.idx, x) == ExpectOK
+	return c.expect(x)
 }
 
 func fullMask(family uint8) (m [16]byte) {

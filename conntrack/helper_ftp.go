@@ -2,15 +2,25 @@ package conntrack
 
 import (
 	"net/netip"
+	"strconv"
 
 	"sluice/packet"
+)
+
+// ftpNotation is how an address is written.
+type ftpNotation uint8
+
+const (
+	ftpPort ftpNotation = iota // PORT h1,h2,h3,h4,p1,p2 and 227 … h1,h2,h3,h4,p1,p2
+	ftpEprt                    // EPRT |1|addr|port|
+	ftpEpsv                    // 229 … |||port|
 )
 
 // ftpForm is one kind of message that announces a data connection.
 type ftpForm struct {
 	word string
 	skip byte // the announcement begins after this; 0: right after word
-	form FTPForm
+	form ftpNotation
 	read func(b []byte, family uint8) (ftpAddr, int, int)
 }
 
@@ -24,12 +34,12 @@ type ftpAddr struct {
 
 var ftpForms = [2][2]ftpForm{
 	Original: {
-		{"PORT", ' ', FTPPort, func(b []byte, family uint8) (ftpAddr, int, int) { a, n := readPort(b, '\r', family); return a, 0, n }},
-		{"EPRT", ' ', FTPEprt, func(b []byte, family uint8) (ftpAddr, int, int) { a, n := readEprt(b, family); return a, 0, n }},
+		{"PORT", ' ', ftpPort, func(b []byte, family uint8) (ftpAddr, int, int) { a, n := readPort(b, '\r', family); return a, 0, n }},
+		{"EPRT", ' ', ftpEprt, func(b []byte, family uint8) (ftpAddr, int, int) { a, n := readEprt(b, family); return a, 0, n }},
 	},
 	Reply: {
-		{"227 ", 0, FTPPasv, readPasv},
-		{"229 ", '(', FTPEpsv, func(b []byte, family uint8) (ftpAddr, int, int) { a, n := readEpsv(b); return a, 0, n }},
+		{"227 ", 0, ftpPort, readPasv},
+		{"229 ", '(', ftpEpsv, func(b []byte, family uint8) (ftpAddr, int, int) { a, n := readEpsv(b); return a, 0, n }},
 	},
 }
 
@@ -37,20 +47,9 @@ var ftpForms = [2][2]ftpForm{
 // 2428) at the beginning of a line, which is where a segment begins whose
 // predecessor ended one.
 func helpFTP(c *helpCall) bool {
-	if c.p.CtInfo != packet.CtEstablished && c.p.CtInfo != packet.CtEstablishedReply {
-		return true
-	}
-	th := c.p.Transport()
-	if len(th) < 20 {
-		return true
-	}
-	off := int(th[12]>>4) * 4
-	if off < 20 || off >= len(th) {
-		return true
-	}
-	data, seq := th[off:], be.Uint32(th[4:])
+	data, _, seq := tcpPayload(c.p)
 	ext := c.w.t.extOf(c.e)
-	if ext == nil {
+	if data == nil || ext == nil || !c.established() {
 		return true
 	}
 	next := seq + uint32(len(data))
@@ -90,17 +89,61 @@ func (c *helpCall) announced(data []byte) bool {
 			return true // speaks of a third host: no business of ours
 		}
 		back := c.e.Tuple(c.dir.Other())
-		x := &Expectation{
-			Tuple:  Tuple{Src: back.Src, Dst: back.Dst, DstPort: a.port, Zone: back.Zone, Proto: packet.ProtoTCP, Family: family},
-			Mask:   TupleMask{Src: fullMask(family)},
-			NATDir: c.dir,
+		x := c.expectation(packet.ProtoTCP, &back.Src, back.Dst, a.port)
+		if c.translated {
+			return c.announce(f.form, off, n, x)
 		}
-		if c.nat != nil {
-			return c.nat.FTP(c.w, c.p, c.e, c.dir, f.form, off, n, x)
-		}
-		return c.w.Expect(c.e, c.idx, x) == ExpectOK
+		return c.expect(x)
 	}
 	return true
+}
+
+// announce rewrites an announced address to the one that the peer reaches the
+// announcer by, with the same port if nobody expects a connection there.
+func (c *helpCall) announce(form ftpNotation, off, n int, x *Expectation) bool {
+	x.Follow, x.NATDir, x.SavedPort = FollowMaster, c.dir, x.Tuple.DstPort
+	if !c.w.ExpectPort(c.e, c.idx, x) {
+		return false
+	}
+	var text [64]byte
+	if c.mangle(off, n, form.write(text[:0], x)) {
+		return true
+	}
+	c.w.unexpect(x)
+	return false
+}
+
+// write appends an address and port in the notation (RFC 959, 2428). IPv6
+// addresses are written in full, as Linux writes them.
+func (form ftpNotation) write(b []byte, x *Expectation) []byte {
+	addr, port := &x.Tuple.Dst, x.Tuple.DstPort
+	dec := func(v uint64) { b = strconv.AppendUint(b, v, 10) }
+	switch form {
+	case ftpPort:
+		for _, v := range addr[:4] {
+			dec(uint64(v))
+			b = append(b, ',')
+		}
+		dec(uint64(port >> 8))
+		b = append(b, ',')
+		dec(uint64(port & 0xff))
+	case ftpEprt:
+		if x.Tuple.Family == packet.IPv4 {
+			b = append(b, "|1|"...)
+			b = x.Tuple.DstAddr().AppendTo(b)
+		} else {
+			b = append(b, "|2|"...)
+			b = append(b, x.Tuple.DstAddr().StringExpanded()...)
+		}
+		b = append(b, '|')
+		dec(uint64(port))
+		b = append(b, '|')
+	case ftpEpsv:
+		b = append(b, "|||"...)
+		dec(uint64(port))
+		b = append(b, '|')
+	}
+	return b
 }
 
 // find: 1 with the announcement's place in data, 0 if data is something else,

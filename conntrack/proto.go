@@ -161,9 +161,9 @@ func (w *Worker) trackGRE(p *packet.Packet, e *Entry) result {
 	return resAccept
 }
 
-// greKeys: only PPTP's version 1 carries a call id; other GRE is one connection
+// greCalls: only PPTP's version 1 carries a call id; other GRE is one connection
 // for each pair of addresses.
-func greKeys(l4 []byte) (src, dst uint16, ok bool) {
+func greCalls(l4 []byte) (src, dst uint16, ok bool) {
 	if len(l4) < 8 || l4[1]&7 != 1 {
 		return 0, 0, true
 	}

@@ -64,13 +64,15 @@ type Table struct {
 	guestMu sync.Mutex
 	sweep   uint32 // Housekeep's next index
 
-	expects  expectations
-	helpers  atomic.Pointer[[]*Helper]
-	policies atomic.Pointer[[]*TimeoutPolicy]
-	tmpls    atomic.Pointer[[]*Template]
-	natHelp  atomic.Pointer[NATHelper]
-	destroy  atomic.Pointer[func(*Worker, *Entry, uint32)]
-	subs     atomic.Pointer[[]*Subscription]
+	expects   expectations
+	gre       greKeys
+	helpers   atomic.Pointer[[]*Helper]
+	policies  atomic.Pointer[[]*TimeoutPolicy]
+	tmpls     atomic.Pointer[[]*Template]
+	broadcast atomic.Pointer[func(*packet.Packet) ([16]byte, bool)]
+	natHelp   atomic.Pointer[NATHelper]
+	destroy   atomic.Pointer[func(*Worker, *Entry, uint32)]
+	subs      atomic.Pointer[[]*Subscription]
 }
 
 // New makes an empty table whose tunables are in s under the kernel's names.
@@ -97,6 +99,7 @@ func New(s *sysctl.Set, opt Options) *Table {
 	t.tmpls.Store(&[]*Template{})
 	t.state.Store(newHashState(4096))
 	t.expects.init()
+	t.gre.seed = t.seed[0]
 	t.helpers.Store(builtinHelpers())
 	t.guest = t.NewWorker()
 	t.sys.init(t, s)
@@ -118,6 +121,11 @@ func (t *Table) Count() int { return int(t.count.Load()) }
 // (SrcNATDone or DstNATDone) when it goes, while its fields are still there.
 // f runs on the goroutine that deletes and must not block.
 func (t *Table) OnDestroy(f func(w *Worker, e *Entry, idx uint32)) { t.destroy.Store(&f) }
+
+// OnBroadcast gives the helpers of protocols that broadcast a way to ask for
+// the mask of the network that a packet of the router's own is broadcast to;
+// false if it is no broadcast.
+func (t *Table) OnBroadcast(f func(p *packet.Packet) (mask [16]byte, ok bool)) { t.broadcast.Store(&f) }
 
 // SetNATHelper gives the helpers their NAT part.
 func (t *Table) SetNATHelper(h NATHelper) { t.natHelp.Store(&h) }

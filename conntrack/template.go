@@ -9,8 +9,8 @@ type Template struct {
 	ZoneDir     ZoneDir
 	ZoneMark    bool // the zone is the packet's mark (--zone mark); see WithZone
 	Helper      *Helper
-	Events      Events // 0: all
-	ExpEvents   uint32 // expectation events; 0: all
+	Events      Events // with ExpEvents 0: all
+	ExpEvents   uint32 // expectation events; with Events 0: all
 	TimeoutName string // a policy of this table, "" for none
 
 	id    uint32

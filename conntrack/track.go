@@ -1,6 +1,10 @@
 package conntrack
 
-import "sluice/packet"
+import (
+	"math"
+
+	"sluice/packet"
+)
 
 // Track finds or makes the connection of p and sets p.Ct and p.CtInfo. It runs
 // at PREROUTING and OUTPUT (hook is the kernel's number). false: drop, p.Reason
@@ -136,19 +140,45 @@ func (w *Worker) create(p *packet.Packet, u *Tuple, h uint64, tmpl *Template, re
 	w.init(e, u, &rep)
 	if tmpl != nil {
 		e.policy = tmpl.policyIndex(u.Family, u.Proto)
-		e.evMask = uint16(tmpl.Events)
+		e.wantEvents(tmpl)
 	}
 	x := w.expected(e, u)
 	if x == nil && tmpl != nil && tmpl.Helper != nil && tmpl.Helper.fits(u.Family, u.Proto) {
 		w.setHelper(e, tmpl.Helper)
 		e.SetStatus(HelperSet)
 	}
-	if x != nil && x.NAT {
-		if n := t.nat(); n != nil {
-			n.Expected(w, p, e, x)
-		}
+	if x != nil && x.Follow != FollowNone {
+		w.follow(p, e, x)
 	}
 	return e, idx
+}
+
+// wantEvents takes the events that a CT rule asks for: where it names some, the
+// others are none, and nf_conntrack_events is not asked.
+func (e *Entry) wantEvents(tm *Template) {
+	if tm.Events == 0 && tm.ExpEvents == 0 {
+		return
+	}
+	e.evMask = uint16(tm.Events)
+	e.flags &^= entryNoEvents
+	if tm.ExpEvents == 0 {
+		e.flags |= entryNoExpEvents
+	}
+}
+
+// follow does what the expectation says of its connection e.
+func (w *Worker) follow(p *packet.Packet, e *Entry, x *Expectation) {
+	t := w.t
+	m := t.at(x.Master)
+	if m.gen.Load() != x.MasterGen {
+		return
+	}
+	if x.Follow == FollowCall {
+		w.otherTunnel(m, x)
+	}
+	if n := t.nat(); n != nil && (x.Follow != FollowCall || m.Status()&NATMask != 0) {
+		n.Expected(w, p, e, x)
+	}
 }
 
 // init makes e a fresh unconfirmed connection.
@@ -162,7 +192,7 @@ func (w *Worker) init(e *Entry, orig, reply *Tuple) {
 	e.events.Store(0)
 	e.expiry.Store(0)
 	e.master, e.mastGen = 0, 0
-	e.helper, e.mhelper, e.policy, e.flags, e.evMask = 0, 0, 0, 0, 0
+	e.helper, e.mhelper, e.policy, e.flags, e.evMask = 0, 0, 0, 0, math.MaxUint16
 	e.Home = uint8(w.id)
 	e.tcp = tcpState{}
 	e.masqIf.Store(0)
@@ -384,6 +414,9 @@ func (w *Worker) destroyed(e *Entry, idx uint32) {
 func (w *Worker) bury(e *Entry, idx uint32) (shared bool) {
 	t := w.t
 	if x := t.extOf(e); x != nil && x.announced.Load() {
+		if h := t.helperOf(e.helper); h != nil && h.gone != nil {
+			h.gone(w, e, x)
+		}
 		t.unexpectAll(w, idx, e.gen.Load())
 		shared = true
 	}

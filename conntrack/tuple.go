@@ -94,7 +94,7 @@ func ports(family, proto uint8, l4 []byte) (src, dst uint16, ok bool) {
 		}
 		return be.Uint16(l4[4:]), be.Uint16(l4), true
 	case packet.ProtoGRE:
-		return greKeys(l4)
+		return greCalls(l4)
 	}
 	return 0, 0, true
 }
@@ -131,6 +131,9 @@ func (t *Table) tuple(u *Tuple, p *packet.Packet, zone uint16) bool {
 			copy(u.Src[:], b[8:24])
 			copy(u.Dst[:], b[24:40])
 		}
+		if p.Proto == packet.ProtoGRE && dst != 0 {
+			t.gre.fill(u)
+		}
 		return true
 	}
 	w := u.words()
@@ -142,6 +145,9 @@ func (t *Table) tuple(u *Tuple, p *packet.Packet, zone uint16) bool {
 		w[2], w[3] = le.Uint64(b[24:]), le.Uint64(b[32:])
 	}
 	w[4] = uint64(src) | uint64(dst)<<16 | uint64(zone)<<32 | uint64(p.Proto)<<48 | uint64(p.Family)<<56
+	if p.Proto == packet.ProtoGRE && dst != 0 {
+		t.gre.fill(u)
+	}
 	return true
 }
 
@@ -173,6 +179,9 @@ func (t *Table) InnerTuple(b []byte, family uint8, zone uint16) (u Tuple, l4 int
 		}
 	}
 	u.SrcPort, u.DstPort, ok = ports(family, u.Proto, b[l4:])
+	if u.Proto == packet.ProtoGRE && u.DstPort != 0 {
+		t.gre.fill(&u)
+	}
 	return u, l4, ok
 }
 

@@ -130,15 +130,18 @@ func (k *kernel) send(dev string, b []byte) {
 
 // recv takes the next packet that leaves by dev; nil if none does. The kernel's own
 // chatter (neighbour and router discovery, MLD) is left out.
-func (k *kernel) recv(dev string) []byte {
+func (k *kernel) recv(dev string) []byte { return k.recvFor(dev, 2*time.Second) }
+
+// recvFor is recv with a limit to its patience.
+func (k *kernel) recvFor(dev string, wait time.Duration) []byte {
 	k.t.Helper()
-	deadline := time.Now().Add(2 * time.Second)
+	deadline := time.Now().Add(wait)
 	buf := make([]byte, 65536)
 	for time.Now().Before(deadline) {
 		n, err := unix.Read(k.devs[dev], buf)
 		if err == unix.EAGAIN {
 			fds := []unix.PollFd{{Fd: int32(k.devs[dev]), Events: unix.POLLIN}}
-			unix.Poll(fds, 100)
+			unix.Poll(fds, 10)
 			continue
 		}
 		if err != nil {

@@ -166,6 +166,10 @@ func stamp(ns int64) string { return time.Unix(0, ns).Format("Mon Jan _2 15:04:0
 
 func tuple(b *strings.Builder, u *conntrack.Tuple) {
 	fmt.Fprintf(b, "src=%s dst=%s ", u.SrcAddr(), u.DstAddr())
+	tuplePorts(b, u)
+}
+
+func tuplePorts(b *strings.Builder, u *conntrack.Tuple) {
 	switch u.Proto {
 	case packet.ProtoTCP, packet.ProtoUDP, packet.ProtoUDPLite, packet.ProtoSCTP, packet.ProtoDCCP:
 		fmt.Fprintf(b, "sport=%d dport=%d ", u.SrcPort, u.DstPort)
@@ -182,6 +186,15 @@ func counters(b *strings.Builder, s *conntrack.Snapshot, w *what, d int) {
 	}
 }
 
+func xmlPorts(b *strings.Builder, u *conntrack.Tuple) {
+	switch u.Proto {
+	case packet.ProtoTCP, packet.ProtoUDP, packet.ProtoUDPLite, packet.ProtoSCTP, packet.ProtoDCCP:
+		fmt.Fprintf(b, "<sport>%d</sport><dport>%d</dport>", u.SrcPort, u.DstPort)
+	case packet.ProtoGRE:
+		fmt.Fprintf(b, "<srckey>0x%x</srckey><dstkey>0x%x</dstkey>", u.SrcPort, u.DstPort)
+	}
+}
+
 // xml prints a connection as one <flow> element.
 func xml(s *conntrack.Snapshot, f format, w *what) string {
 	var b strings.Builder
@@ -195,12 +208,7 @@ func xml(s *conntrack.Snapshot, f format, w *what) string {
 		fmt.Fprintf(&b, `<meta direction="%s"><layer3 protonum="%d" protoname="%s"><src>%s</src><dst>%s</dst></layer3>`,
 			name, i, n, u.SrcAddr(), u.DstAddr())
 		fmt.Fprintf(&b, `<layer4 protonum="%d" protoname="%s">`, u.Proto, protoName(u.Proto))
-		switch u.Proto {
-		case packet.ProtoTCP, packet.ProtoUDP, packet.ProtoUDPLite, packet.ProtoSCTP, packet.ProtoDCCP:
-			fmt.Fprintf(&b, "<sport>%d</sport><dport>%d</dport>", u.SrcPort, u.DstPort)
-		case packet.ProtoGRE:
-			fmt.Fprintf(&b, "<srckey>0x%x</srckey><dstkey>0x%x</dstkey>", u.SrcPort, u.DstPort)
-		}
+		xmlPorts(&b, u)
 		b.WriteString("</layer4>")
 		if zone {
 			fmt.Fprintf(&b, "<zone>%d</zone>", s.Zone)
@@ -351,13 +359,13 @@ func dpat(s *conntrack.Snapshot) bool {
 func expectLine(t *conntrack.Table, x *conntrack.Expectation) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%d proto=%d ", x.Timeout, x.Tuple.Proto)
-	m, mask := &x.MasterOrig, expectMask(x)
-	fmt.Fprintf(&b, "src=%s dst=%s ", x.Tuple.SrcAddr(), x.Tuple.DstAddr())
-	fmt.Fprintf(&b, "sport=%d dport=%d ", x.Tuple.SrcPort, x.Tuple.DstPort)
-	fmt.Fprintf(&b, "mask-src=%s mask-dst=%s ", mask.SrcAddr(), mask.DstAddr())
-	fmt.Fprintf(&b, "sport=%d dport=%d ", mask.SrcPort, mask.DstPort)
-	fmt.Fprintf(&b, "master-src=%s master-dst=%s ", m.SrcAddr(), m.DstAddr())
-	fmt.Fprintf(&b, "sport=%d dport=%d ", m.SrcPort, m.DstPort)
+	for _, p := range []struct {
+		before string
+		u      conntrack.Tuple
+	}{{"", x.Tuple}, {"mask-", expectMask(x)}, {"master-", x.MasterOrig}} {
+		fmt.Fprintf(&b, "%ssrc=%s %sdst=%s ", p.before, p.u.SrcAddr(), p.before, p.u.DstAddr())
+		tuplePorts(&b, &p.u)
+	}
 	if x.Flags != 0 {
 		var f []string
 		for i, n := range []string{"PERMANENT", "INACTIVE", "USERSPACE"} {
@@ -375,7 +383,7 @@ func expectLine(t *conntrack.Table, x *conntrack.Expectation) string {
 }
 
 func expectMask(x *conntrack.Expectation) conntrack.Tuple {
-	m := conntrack.Tuple{Src: x.Mask.Src, SrcPort: x.Mask.SrcPort, DstPort: 0xffff, Family: x.Tuple.Family}
+	m := conntrack.Tuple{Src: x.Mask.Src, SrcPort: x.Mask.SrcPort, DstPort: 0xffff, Proto: x.Tuple.Proto, Family: x.Tuple.Family}
 	for i := range m.Dst {
 		if i < 4 || x.Tuple.Family == packet.IPv6 {
 			m.Dst[i] = 0xff
@@ -400,7 +408,9 @@ func expectXML(t *conntrack.Table, x *conntrack.Expectation) string {
 		name string
 		u    *conntrack.Tuple
 	}{{"expected", &x.Tuple}, {"mask", &mask}, {"master", m}} {
-		fmt.Fprintf(&b, "<%s><sport>%d</sport><dport>%d</dport></%s>", p.name, p.u.SrcPort, p.u.DstPort, p.name)
+		fmt.Fprintf(&b, "<%s>", p.name)
+		xmlPorts(&b, p.u)
+		fmt.Fprintf(&b, "</%s>", p.name)
 	}
 	b.WriteString("</layer4><meta>")
 	if h := t.HelperName(x); h != "" {
