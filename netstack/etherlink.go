@@ -3,6 +3,7 @@ package netstack
 import (
 	"errors"
 	"net/netip"
+	"sync"
 	"sync/atomic"
 	"syscall"
 
@@ -56,9 +57,12 @@ func (l *etherLink) Close() error {
 		return nil
 	}
 	l.closed = true
-	var errs []error
-	for _, q := range l.queues {
-		errs = append(errs, unix.Close(q.fd))
+	// The kernel waits for an RCU grace period with each packet socket: all at once.
+	errs := make([]error, len(l.queues))
+	var wg sync.WaitGroup
+	for i, q := range l.queues {
+		wg.Go(func() { errs[i] = unix.Close(q.fd) })
 	}
+	wg.Wait()
 	return errors.Join(errs...)
 }

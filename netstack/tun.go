@@ -23,6 +23,7 @@ type TUNConfig struct {
 	MTU     int       // bytes; 0: 1500
 	Queues  int       // at least 1
 	Offload bool      // virtio-net header, TSO and USO
+	Stays   bool      // a device that OpenTUN makes does not go with its queues: closing is quick then, and its namespace takes it along
 	Owner   *uint32   // user that may attach to a device that sluice makes; nil: nobody in particular
 	Host    *host.End // the kernel's end; nil: in our own namespace, and nothing but up
 }
@@ -58,7 +59,7 @@ var offloads = []uint{
 
 // OpenTUN makes a device, or takes one that was made beforehand, attaches the
 // queues and sets the kernel's end up. A device that it made dies with the
-// process, also by SIGKILL; one made beforehand stays.
+// process, also by SIGKILL, unless cfg.Stays; one made beforehand stays.
 func OpenTUN(cfg TUNConfig) (*TUN, error) {
 	if cfg.Queues < 1 {
 		cfg.Queues = 1
@@ -115,9 +116,11 @@ func (t *TUN) open(cfg *TUNConfig, end *host.End) error {
 				return fmt.Errorf("setting the owner: %w", err)
 			}
 		}
-		// Last: from here on the device lives as long as its queues.
-		if err := unix.IoctlSetInt(q, unix.TUNSETPERSIST, 0); err != nil {
-			return fmt.Errorf("clearing persistence: %w", err)
+		if !cfg.Stays {
+			// Last: from here on the device lives as long as its queues.
+			if err := unix.IoctlSetInt(q, unix.TUNSETPERSIST, 0); err != nil {
+				return fmt.Errorf("clearing persistence: %w", err)
+			}
 		}
 	}
 	if t.created {

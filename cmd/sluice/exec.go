@@ -177,7 +177,7 @@ func (a *app) execute(o *execOptions, command []string) (status int, err error) 
 	if err := p.Ready(); err != nil {
 		return 0, err
 	}
-	if err := host.DropCapabilities(); err != nil {
+	if err := host.Renounce(); err != nil {
 		d.log.Warn("the router keeps capabilities that it does not need", "reason", err)
 	}
 	d.handlers(server)

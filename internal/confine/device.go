@@ -14,8 +14,10 @@ import (
 	"sluice/netstack"
 )
 
-// openDevice makes the device in the calling process' network namespace.
-func openDevice(d *Device) (*Opened, error) {
+// openDevice makes the device in the calling process' network namespace. Where
+// that is the device's alone, it ends with the namespace and not before: the
+// kernel takes tens of milliseconds to take a device out, and does that on its own then.
+func openDevice(d *Device, alone bool) (*Opened, error) {
 	if !d.Raw {
 		if err := loopbackUp(); err != nil {
 			return nil, err
@@ -29,7 +31,7 @@ func openDevice(d *Device) (*Opened, error) {
 	}
 	err := tryTUN()
 	if err == nil {
-		return openTUN(d)
+		return openTUN(d, alone)
 	}
 	if d.Kind == DeviceTUN {
 		return nil, err
@@ -55,8 +57,8 @@ func (d *Device) end() *host.End {
 	return &host.End{MTU: d.MTU, Addresses: d.Addresses, Routes: d.Routes}
 }
 
-func openTUN(d *Device) (*Opened, error) {
-	t, err := netstack.OpenTUN(netstack.TUNConfig{Name: d.Name, MTU: d.MTU, Queues: d.Queues, Offload: true, Host: d.end()})
+func openTUN(d *Device, alone bool) (*Opened, error) {
+	t, err := netstack.OpenTUN(netstack.TUNConfig{Name: d.Name, MTU: d.MTU, Queues: d.Queues, Offload: true, Stays: alone, Host: d.end()})
 	if err != nil {
 		return nil, fmt.Errorf("device %s: %w", d.Name, err)
 	}

@@ -193,7 +193,7 @@ func (s *stage) join() int {
 	}
 	var opened *Opened
 	if err == nil {
-		opened, err = openDevice(&o.Setup.Device)
+		opened, err = openDevice(&o.Setup.Device, false)
 	}
 	if err == nil {
 		tuneNetwork()

@@ -80,7 +80,7 @@ func (s *stage) prepare() error {
 	if len(fds) > 0 {
 		s.dir = fds[0]
 	}
-	opened, err := openDevice(&s.setup.Device)
+	opened, err := openDevice(&s.setup.Device, true)
 	if err != nil {
 		return err
 	}
