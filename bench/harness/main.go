@@ -43,8 +43,8 @@ func run() error {
 		rounds  = flag.Int("rounds", 5, "rounds")
 		each    = flag.Duration("time", 3*time.Second, "time of one measurement")
 		short   = flag.Bool("short", false, "few paths and short measurements: less than five minutes")
-		paths   = flag.String("paths", "", "only these paths, separated by commas")
-		metrics = flag.String("metrics", "", "only these metrics, separated by commas: tcp1 tcp8 udp64 udp64w udp64x64 udp64r udp1400 ping rr conn")
+		paths   = flag.String("paths", "", "only these paths, separated by commas; \"rootless\" stands for all that need no privilege")
+		metrics = flag.String("metrics", "", "only these metrics, separated by commas: tcp1 tcp8 udp64 udp64w udp64x64 udp64r udp1400 ping rr conn start memory")
 		base    = flag.String("base", "", "an earlier JSON file to compare with")
 		add     = flag.String("add", "", "a JSON file of this machine to add the rounds to")
 		out     = flag.String("o", "bench-report", "write FILE.json and FILE.html")
@@ -76,6 +76,9 @@ func run() error {
 		rep.Machine, rep.When, rep.Commit = report.ThisMachine(), time.Now(), commit()
 		plan := &wire.Plan{Rounds: *rounds, Time: *each, Log: os.Stderr}
 		plan.Metrics, plan.Paths = list(*metrics), list(*paths)
+		if i := slices.Index(plan.Paths, "rootless"); i >= 0 {
+			plan.Paths = slices.Replace(plan.Paths, i, i+1, wire.Rootless...)
+		}
 		if *short {
 			plan.Rounds, plan.Time = min(plan.Rounds, 3), time.Second
 			if len(plan.Paths) == 0 {
@@ -99,12 +102,18 @@ func run() error {
 		if os.Geteuid() != 0 {
 			return fmt.Errorf("the paths end to end take root (network namespaces, TUN devices); `sluice bench` measures in memory without")
 		}
-		wg, err := buildWireguard()
+		peers, err := os.MkdirTemp("", "sluice-peer")
 		if err != nil {
-			rep.Notes = append(rep.Notes, fmt.Sprintf("wireguard-go's tun package was left out: %v", err))
-		} else {
-			plan.WG = wg
-			defer os.RemoveAll(filepath.Dir(wg))
+			return err
+		}
+		defer os.RemoveAll(peers)
+		for _, p := range []struct {
+			name, what string
+			bin        *string
+		}{{"wgcopy", "wireguard-go's tun package", &plan.WG}, {"gvtap", "gvisor-tap-vsock", &plan.GVTap}} {
+			if *p.bin, err = buildPeer(peers, p.name); err != nil {
+				rep.Notes = append(rep.Notes, fmt.Sprintf("%s was left out: %v", p.what, err))
+			}
 		}
 		ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
 		defer cancel()
@@ -158,17 +167,12 @@ func list(s string) []string {
 	return strings.Split(s, ",")
 }
 
-// buildWireguard builds the peer that has its own module.
-func buildWireguard() (string, error) {
-	dir, err := os.MkdirTemp("", "sluice-peer")
-	if err != nil {
-		return "", err
-	}
-	bin := filepath.Join(dir, "wgcopy")
-	c := exec.Command("go", "build", "-o", bin, "./wgcopy")
+// buildPeer builds one of the peers that have a module of their own.
+func buildPeer(dir, name string) (string, error) {
+	bin := filepath.Join(dir, name)
+	c := exec.Command("go", "build", "-o", bin, "./"+name)
 	c.Dir = "bench/peers"
 	if out, err := c.CombinedOutput(); err != nil {
-		os.RemoveAll(dir)
 		return "", fmt.Errorf("%w: %s", err, strings.TrimSpace(string(out)))
 	}
 	return bin, nil

@@ -54,13 +54,24 @@ func (r *Row) Summary() Interval {
 
 // Ratio is a over b, by pairs of the same round.
 func Ratio(a, b *Row) Interval {
+	return pairs(a, b, func(x, y float64) (float64, bool) { return x / y, y != 0 })
+}
+
+// Difference is a minus b, by pairs of the same round.
+func Difference(a, b *Row) Interval {
+	return pairs(a, b, func(x, y float64) (float64, bool) { return x - y, true })
+}
+
+func pairs(a, b *Row, f func(x, y float64) (float64, bool)) Interval {
 	if a == nil || b == nil {
 		return Of(nil)
 	}
 	var v []float64
 	for i := range min(len(a.Values), len(b.Values)) {
-		if x, y := a.Values[i], b.Values[i]; x != nil && y != nil && *y != 0 {
-			v = append(v, *x / *y)
+		if x, y := a.Values[i], b.Values[i]; x != nil && y != nil {
+			if z, ok := f(*x, *y); ok {
+				v = append(v, z)
+			}
 		}
 	}
 	return Of(v)

@@ -23,6 +23,7 @@ var titles = map[string]string{
 	"sluice-2":        "sluice, two workers",
 	"sluice-plain":    "sluice, offload off",
 	"uplink":          "sluice, uplink",
+	"unshare":         "unshare -Urn true",
 }
 
 // Title is a path's name for people.
@@ -72,7 +73,7 @@ type Table struct {
 // Tables makes what is shown; base is an earlier report to compare with, or nil.
 func (r *Report) Tables(base *Report) []Table {
 	var out []Table
-	t := Table{Title: "Goals", Cells: [][]string{{"what", "of", "goal", "ratio, paired rounds", "", "value", "reference"}}}
+	t := Table{Title: "Goals", Cells: [][]string{{"what", "of", "goal", "ratio or difference, paired rounds", "", "value", "reference"}}}
 	for i := range Goals {
 		g := &Goals[i]
 		iv, verdict := g.Met(r)

@@ -30,6 +30,7 @@ type Path struct {
 	rules          func(save string) error // loads other rules
 	metrics        []string                // what is measured; empty: all but the rootless paths' own
 	sink           *sink
+	start          func() error // runs `true` with such a network of its own; nil: it cannot
 }
 
 // Options choose what is run.
@@ -37,6 +38,7 @@ type Options struct {
 	Sluice string   // the binary
 	Self   string   // the program that answers to "peer"
 	WG     string   // the copy loop over wireguard-go's tun package; "": there is none
+	GVTap  string   // gvisor-tap-vsock's network as a program; "": there is none
 	Before string   // another sluice to compare with, of one worker and of two; "": none
 	Paths  []string // names; empty: all
 }
@@ -88,6 +90,9 @@ func (p *Path) open(l *lab) (err error) {
 	}
 	if err := p.make(l, p); err != nil {
 		return err
+	}
+	if len(p.metrics) == 1 {
+		return nil // nothing is sent through it
 	}
 	return p.serve(l)
 }

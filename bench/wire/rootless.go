@@ -12,6 +12,9 @@ import (
 // rootlessMTU is what is inside where no wire is involved.
 const rootlessMTU = 65520
 
+// rootlessMetrics are what is measured of the paths below. Memory is looked at last.
+var rootlessMetrics = []string{"tcp1", "tcp8", "tcp1in", "tcp8in", "rr", "conn", "start", "memory"}
+
 // rootless is a path whose server is a program of the host, reached through the
 // host's sockets: the server's namespace is the host, begin starts what gives
 // the client's namespace its network.
@@ -32,7 +35,7 @@ func rootless(begin func(*lab, *Path) error) func(*lab, *Path) error {
 				return err
 			}
 		}
-		p.metrics = []string{"tcp1", "tcp8", "tcp1in", "tcp8in", "rr", "conn"}
+		p.metrics = rootlessMetrics
 		return begin(l, p)
 	}
 }
@@ -63,6 +66,7 @@ dev = "uplink0"
 			return err
 		}
 		p.forget = func() error { return run(bin, "--socket", p.socket, "conntrack", "-F") }
+		p.start = command(bin, "exec", "--quiet", "--", "true")
 		p.pid, err = l.start("sluice: ready", "ip", "netns", "exec", p.server.name, bin, "run", "-c", cfg)
 		return err
 	})
@@ -92,11 +96,44 @@ func other(argv ...string) func(*lab, *Path) error {
 	})
 }
 
-// rootlessPaths are the ways to the host's network that need no privilege.
+// virtual is gvisor-tap-vsock's network, in a program made of its module.
+func virtual(bin string) func(*lab, *Path) error {
+	mtu := fmt.Sprint(rootlessMTU)
+	return rootless(func(l *lab, p *Path) (err error) {
+		p.start = beside("ip link set tap0 up mtu "+mtu+"; ip addr add 10.0.1.2/24 dev tap0; ip route add default via 10.0.1.1; true", bin, "/proc/{pid}/ns/net", mtu)
+		if p.pid, err = l.start("ready", "ip", "netns", "exec", p.server.name, bin, "/run/netns/"+p.client.name, mtu); err != nil {
+			return err
+		}
+		for _, line := range []string{"link set tap0 up mtu " + mtu, "addr add " + clientAddr + "/24 dev tap0", "route add default via 10.0.1.1"} {
+			if err := run(append([]string{"ip", "-n", p.client.name}, strings.Fields(line)...)...); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// bareNamespaces are namespaces without a network, which only the start is measured of.
+func bareNamespaces(_ *lab, p *Path) error {
+	p.metrics = []string{"start"}
+	p.start = command("unshare", "-Urn", "true")
+	return nil
+}
+
+// Rootless are the names of the ways to the host's network that need no privilege.
+var Rootless = []string{"uplink", "pasta", "slirp4netns", "gvisor-tap-vsock", "unshare"}
+
 func rootlessPaths(o *Options) []*Path {
-	return []*Path{
+	mtu := fmt.Sprint(rootlessMTU)
+	ps := []*Path{
 		{Name: "uplink", Title: "sluice, uplink", make: uplink(o.Sluice)},
-		{Name: "pasta", Title: "pasta", make: other("pasta", "--config-net", "--foreground", "--quiet", "--runas", "0", "--mtu", fmt.Sprint(rootlessMTU), "--netns", "{client}")},
-		{Name: "slirp4netns", Title: "slirp4netns", make: other("slirp4netns", "--configure", "--mtu", fmt.Sprint(rootlessMTU), "--netns-type=path", "{client}", "tap0")},
+		{Name: "pasta", Title: "pasta", start: command("pasta", "--config-net", "--foreground", "--quiet", "--runas", "0", "--", "true"),
+			make: other("pasta", "--config-net", "--foreground", "--quiet", "--runas", "0", "--mtu", mtu, "--netns", "{client}")},
+		{Name: "slirp4netns", Title: "slirp4netns", start: beside("true", "slirp4netns", "--configure", "--ready-fd=3", "--mtu", mtu, "{pid}", "tap0"),
+			make: other("slirp4netns", "--configure", "--mtu", mtu, "--netns-type=path", "{client}", "tap0")},
 	}
+	if o.GVTap != "" {
+		ps = append(ps, &Path{Name: "gvisor-tap-vsock", Title: "gvisor-tap-vsock", make: virtual(o.GVTap)})
+	}
+	return append(ps, &Path{Name: "unshare", Title: "unshare -Urn true", make: bareNamespaces})
 }

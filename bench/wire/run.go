@@ -186,5 +186,20 @@ func (plan *Plan) measure(p *Path, rep *report.Report, round int) error {
 			add("conn.cpu", cpu.machine/(n*plan.Time.Seconds())*1e6)
 		}
 	}
+	if p.start != nil && wants("start") {
+		v, err := p.starts(9)
+		if err != nil {
+			return fmt.Errorf("start: %w", err)
+		}
+		add("start", v)
+	}
+	if slices.Contains(p.metrics, "memory") && plan.wants("memory") {
+		most, private, err := peak(p.pid)
+		if err != nil {
+			return fmt.Errorf("memory: %w", err)
+		}
+		add("memory", most)
+		add("memory.private", private)
+	}
 	return nil
 }

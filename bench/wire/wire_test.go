@@ -43,6 +43,11 @@ func TestRun(t *testing.T) {
 	rep := &report.Report{Version: report.Version}
 	names := []string{"linux", "bare", "gvisor", "sluice"}
 	hosted := []string{"uplink"}
+	for _, p := range []string{"pasta", "slirp4netns"} {
+		if _, err := exec.LookPath(p); err == nil {
+			hosted = append(hosted, p)
+		}
+	}
 	plan := &Plan{Options: Options{Sluice: bin, Self: self, Paths: append(hosted, names...)}, Rounds: 1, Time: 200 * time.Millisecond, Log: t.Output()}
 	if err := Run(t.Context(), plan, rep); err != nil {
 		t.Fatal(err)
@@ -51,7 +56,7 @@ func TestRun(t *testing.T) {
 		t.Error(rep.Notes)
 	}
 	for _, n := range hosted {
-		for _, m := range []string{"tcp1", "tcp8", "tcp1in", "tcp8in", "rr", "conn"} {
+		for _, m := range []string{"tcp1", "tcp8", "tcp1in", "tcp8in", "rr", "conn", "start", "memory"} {
 			if v := rep.Of(n, m).Summary(); v.N != 1 || v.Median <= 0 {
 				t.Errorf("%s, %s: %+v", n, m, v)
 			}
