@@ -34,7 +34,7 @@ const (
 )
 
 func newICMPLimiter(s *sysctl.Set) *icmpLimiter {
-	return &icmpLimiter{
+	l := &icmpLimiter{
 		rate4:  s.New("net.ipv4.icmp_ratelimit", 1000, 0, 1<<31-1),
 		mask4:  s.New("net.ipv4.icmp_ratemask", 6168, 0, 1<<32-1),
 		perSec: s.New("net.ipv4.icmp_msgs_per_sec", 1000, 0, 1<<31-1),
@@ -42,6 +42,8 @@ func newICMPLimiter(s *sysctl.Set) *icmpLimiter {
 		rate6:  s.New("net.ipv6.icmp.ratelimit", 100, 0, 1<<31-1),
 		peers:  map[[17]byte]*peerBucket{},
 	}
+	l.stamp.Store(-1e9) // the bucket is full at first, as a machine's is that is up for a second
+	return l
 }
 
 // allow says whether an error of this type may go to dst now (ns); plen is the

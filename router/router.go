@@ -71,6 +71,7 @@ type Router struct {
 	logs      *logs
 	workers   []*worker
 	busyPoll  time.Duration
+	light     bool // workers may sleep behind the scheduler's back
 
 	watchMu sync.Mutex // serialises changes of watches
 	watches atomic.Pointer[[]*Watch]
@@ -200,12 +201,15 @@ func (r *Router) clock() int64 {
 	return int64(time.Since(r.started))
 }
 
-// Run moves packets until ctx ends. A router of capture files alone ends by
-// itself, when all are read.
+// Run moves packets until ctx ends; meanwhile GOMAXPROCS is higher by the number
+// of workers. A router of capture files alone ends by itself, when all are read.
 func (r *Router) Run(ctx context.Context) error {
 	if r.offline() {
 		return r.replay(ctx)
 	}
+	var give func()
+	r.light, give = takeProcessors(len(r.workers))
+	defer give()
 	for _, w := range r.workers {
 		w.started.Store(true)
 		r.wg.Add(1)

@@ -87,6 +87,7 @@ type worker struct {
 	settled     uint64 // delivered, when a replay last waited for the local stack
 	batches     uint64
 	waited      int64 // for packets, ns
+	rested      int64 // ns that the worker has just slept
 	packets     uint64
 }
 
@@ -121,9 +122,11 @@ func newWorker(r *Router, id int) (*worker, error) {
 		c.Queue = func(num uint16, bypass bool, p *packet.Packet) tables.Result { return w.queuePacket(c, num, bypass, p) }
 		c.Tee = func(gw [16]byte, dev string, p *packet.Packet) { w.tee(c, gw, dev, p) }
 	}
+	bufs := newBuffers(batchSize)
 	for i := range w.frames {
 		p := &w.frames[i]
-		*p = *packet.New()
+		p.Buf = bufs[i]
+		p.Reset()
 		w.batch = append(w.batch, p)
 	}
 	w.learn.trail.Counters = make([]uint32, 0, maxTrail)
@@ -176,30 +179,6 @@ func (w *worker) loop() {
 	}
 }
 
-// wait looks for something to read. With nothing else to do, it spins first if
-// it is to, then sleeps; the flow table's brackets are closed meanwhile.
-func (w *worker) wait(events []unix.EpollEvent, idle bool) (n int, err error) {
-	if !idle {
-		return unix.EpollWait(w.epoll, events, 0)
-	}
-	since := w.r.clock()
-	defer func() { w.waited += w.r.clock() - since }()
-	for spin := int64(w.r.busyPoll); spin > 0; {
-		if n, err = unix.EpollWait(w.epoll, events, 0); n > 0 || w.r.rings.Waiting(w.id) || w.r.clock()-since > spin {
-			break
-		}
-	}
-	if n > 0 {
-		return n, err
-	}
-	if !w.r.rings.Arm(w.id) || w.commands.Load() != nil {
-		return 0, nil
-	}
-	n, err = unix.EpollWait(w.epoll, events, -1)
-	w.r.rings.Disarm(w.id)
-	return n, err
-}
-
 // begin opens a burst: its clock and its rulesets stay the same until end.
 func (w *worker) begin(now int64) {
 	w.now = now
@@ -247,6 +226,7 @@ func (w *worker) drain(fd int) {
 // does not wait for the look whether there is another one; they grow with what comes.
 func (w *worker) read(q *reader) {
 	got := 0
+	alone := q.batch == 1 && w.rested > lonely
 	for range maxRounds {
 		n, size := 0, 0
 		var err error
@@ -278,6 +258,9 @@ func (w *worker) read(q *reader) {
 			return
 		}
 		q.batch = min(2*q.batch, batchSize)
+		if alone {
+			return // epoll says as cheaply whether there is another one
+		}
 	}
 }
 
