@@ -1,9 +1,9 @@
 package tables
 
 import (
-	"fmt"
 	"math/bits"
 	"net/netip"
+	"strconv"
 	"strings"
 
 	"sluice/packet"
@@ -12,13 +12,12 @@ import (
 // parseIPv4 reads one to four numbers with dots between, as iptables does: the
 // ones that are missing are zeros at the end.
 func parseIPv4(s string) (b [4]byte, ok bool) {
-	parts := strings.Split(s, ".")
-	if len(parts) > 4 {
-		return b, false
-	}
-	for i, p := range parts {
+	more := true
+	for i := 0; more; i++ {
+		var p string
+		p, s, more = strings.Cut(s, ".")
 		n, rest, ok := Strtoul(p, 0, 255)
-		if !ok || rest != "" {
+		if !ok || rest != "" || i == len(b) {
 			return b, false
 		}
 		b[i] = byte(n)
@@ -47,8 +46,11 @@ func parseMask(fam uint8, s string) (m [16]byte, ok bool) {
 }
 
 func bitMask(n int) (m [16]byte) {
-	for i := range n {
-		m[i/8] |= 0x80 >> (i % 8)
+	for i := range n / 8 {
+		m[i] = 0xff
+	}
+	if n%8 != 0 {
+		m[n/8] = 0xff << (8 - n%8)
 	}
 	return m
 }
@@ -78,17 +80,20 @@ func mappedAddr(fam uint8, s string) (out [16]byte, ok bool) {
 	return out, true
 }
 
-// addrs reads -s or -d, if given: addresses, or names, with masks, in a list with commas.
-func (ps *Parser) addrs(text string, given bool) ([]Addr, error) {
+// addrs adds to out what -s or -d names, if given: addresses, or names, with
+// masks, in a list with commas.
+func (ps *Parser) addrs(out []Addr, text string, given bool) ([]Addr, error) {
 	if !given {
-		return []Addr{{}}, nil
+		return append(out, Addr{}), nil
 	}
 	width := 32
 	if ps.Family == packet.IPv6 {
 		width = 128
 	}
-	var out []Addr
-	for _, s := range strings.Split(text, ",") {
+	seen := map[Addr]bool{} // of more than one
+	for more := true; more; {
+		var s string
+		s, text, more = strings.Cut(text, ",")
 		s = strings.TrimLeft(s, " ")
 		host, mask, has := s, "", false
 		if i := strings.LastIndexByte(s, '/'); i >= 0 {
@@ -101,7 +106,7 @@ func (ps *Parser) addrs(text string, given bool) ([]Addr, error) {
 				return nil, Usagef("invalid mask `%s' specified", mask)
 			}
 		}
-		found := [][16]byte{}
+		var found [][16]byte
 		if a, ok := ParseAddr(ps.Family, host); ok {
 			found = append(found, a)
 		} else if a, ok := mappedAddr(ps.Family, host); ok {
@@ -121,11 +126,11 @@ func (ps *Parser) addrs(text string, given bool) ([]Addr, error) {
 				a[i] &= m[i]
 			}
 			n := Addr{Addr: a, Mask: m}
-			dup := false
-			for _, o := range out {
-				dup = dup || o == n
+			if !more && len(found) == 1 && len(seen) == 0 {
+				return append(out, n), nil
 			}
-			if !dup {
+			if !seen[n] {
+				seen[n] = true
 				out = append(out, n)
 			}
 		}
@@ -133,13 +138,18 @@ func (ps *Parser) addrs(text string, given bool) ([]Addr, error) {
 	return out, nil
 }
 
-// formatMasked prints an address with its mask as -S does; always with the mask.
-func formatMasked(fam uint8, a Addr) string {
-	n, ok := MaskBits(a.Mask)
-	if ok {
-		return fmt.Sprintf("%s/%d", FormatAddr(fam, a.Addr), n)
+// appendMasked prints an address with its mask as -S does; always with the mask.
+func appendMasked(b []byte, fam uint8, a *Addr) []byte {
+	if fam == packet.IPv4 {
+		b = netip.AddrFrom4([4]byte(a.Addr[:4])).AppendTo(b)
+	} else {
+		b = append(b, ntop6(a.Addr)...)
 	}
-	return FormatAddr(fam, a.Addr) + "/" + FormatAddr(fam, a.Mask)
+	b = append(b, '/')
+	if n, ok := MaskBits(a.Mask); ok {
+		return strconv.AppendInt(b, int64(n), 10)
+	}
+	return append(b, FormatAddr(fam, a.Mask)...)
 }
 
 // ntop6 prints an IPv6 address as glibc's inet_ntop: IPv4-compatible and

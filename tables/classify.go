@@ -2,6 +2,7 @@ package tables
 
 import (
 	"math/bits"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 
@@ -174,33 +175,34 @@ const (
 	byNothing
 )
 
-// value is what a rule asks of one field.
-type value struct {
-	by   uint8
-	bits uint8
-	a    [2]uint64
-}
+// value is what a rule asks of one field: the way, with the length of a prefix
+// above it, and what there is to find.
+type value struct{ way, a, b uint64 }
+
+func (v value) by() uint8   { return uint8(v.way) }
+func (v value) bits() uint8 { return uint8(v.way >> 8) }
 
 func (f *fields) value(by uint8, id uint32) (v value, ok bool) {
-	v.by = by
+	v.way = uint64(by)
 	switch by {
 	case bySrc, byDst:
-		p := f.src
+		p := &f.src
 		if by == byDst {
-			p = f.dst
+			p = &f.dst
 		}
 		if !p.IsValid() {
 			return v, false
 		}
-		v.bits = uint8(p.Bits())
-		a := p.Addr().As16()
-		v.a = words(a)
+		v.way |= uint64(p.Bits()) << 8
+		a := words(p.Addr().As16())
+		v.a, v.b = a[0], a[1]
 	case byIn, byOut:
-		v.a = f.in
+		n := f.in
 		if by == byOut {
-			v.a = f.out
+			n = f.out
 		}
-		return v, v.a != [2]uint64{}
+		v.a, v.b = n[0], n[1]
+		return v, v.a|v.b != 0
 	case bySport, byDport:
 		l := f.sport
 		if by == byDport {
@@ -209,24 +211,39 @@ func (f *fields) value(by uint8, id uint32) (v value, ok bool) {
 		if len(l) == 0 || blocks(l) > maxPorts {
 			return v, false
 		}
-		if v.a[0] = l[0].Lo<<16 | l[0].Hi; len(l) > 1 {
-			v.a[1] = uint64(id) + 1 // a list is a rule's own
+		if v.a = l[0].Lo<<16 | l[0].Hi; len(l) > 1 {
+			v.b = uint64(id) + 1 // a list is a rule's own
 		}
 	case byProto:
-		v.a[0] = uint64(f.proto)
+		v.a = uint64(f.proto)
 		return v, f.proto != 0
 	}
 	return v, true
 }
 
+// tally counts values. Two may share a place, and then count as more than they
+// are: it serves to choose, and is cheaper than a map.
+type tally []uint32
+
+// hashSeeds differ from run to run, so that nobody can choose values that collide.
+var hashSeeds = [3]uint64{rand.Uint64() | 1, rand.Uint64() | 1, rand.Uint64() | 1}
+
+func newTally(rules int) tally { return make(tally, 1<<bits.Len(uint(rules)*8)) }
+
+func (t tally) at(v value) *uint32 {
+	hi, lo := bits.Mul64(v.way^hashSeeds[0], v.a^hashSeeds[1])
+	hi, lo = bits.Mul64(hi^lo^hashSeeds[2], v.b^hashSeeds[1])
+	return &t[(hi^lo)&uint64(len(t)-1)]
+}
+
 // wide is how many of n rules as wide as v a packet would meet.
 func (f *fields) wide(v value, n uint32) uint32 {
-	switch v.by {
+	switch v.by() {
 	case bySrc, byDst:
-		return n >> min(v.bits, 31)
+		return n >> min(v.bits(), 31)
 	case bySport, byDport:
 		l := f.sport
-		if v.by == byDport {
+		if v.by() == byDport {
 			l = f.dport
 		}
 		ports := uint64(0)
@@ -263,26 +280,22 @@ func blocks(l []Range) (n int) {
 // classify fills c with the rules ids, whose fields are fs[id-base]; used are
 // the ways by which they have been told apart already.
 func (c *class) classify(ids []uint32, fs []fields, base uint32, used uint8) {
-	shared := make(map[value]uint32, len(ids))
+	shared := newTally(len(ids))
 	for _, id := range ids {
 		f := &fs[id-base]
 		for by := bySrc; by < byNothing; by++ {
 			if used>>by&1 == 0 {
 				if v, ok := f.value(by, id); ok {
-					shared[v]++
+					*shared.at(v)++
 				}
 			}
 		}
 	}
-	type group struct {
-		of  value
-		ids []uint32
-	}
-	at := map[value]int{}
-	var groups []group
-	for _, id := range ids {
+	groups, of := []group{{}}, make([]uint32, len(ids)) // group 0: those that no field tells apart
+	at := make(map[value]uint32, len(ids)/2)
+	for i, id := range ids {
 		f := &fs[id-base]
-		best, least := value{by: byNothing}, uint32(len(ids))
+		best, least := value{way: uint64(byNothing)}, uint32(len(ids))
 		if len(ids) > 1 && used == 0 {
 			least++ // a field that all share still tells packets apart
 		}
@@ -295,30 +308,43 @@ func (c *class) classify(ids []uint32, fs []fields, base uint32, used uint8) {
 				continue
 			}
 			// What is wide is met by many packets, even if one rule alone has it.
-			if n := shared[v] + f.wide(v, uint32(len(ids))); n < least {
+			if n := *shared.at(v) + f.wide(v, uint32(len(ids))); n < least {
 				best, least = v, n
 			}
 		}
-		if best.by == byNothing {
-			c.always = append(c.always, id)
-			continue
+		if best.by() != byNothing {
+			n, ok := at[best]
+			if !ok {
+				n = uint32(len(groups))
+				at[best] = n
+				groups = append(groups, group{of: best})
+			}
+			of[i] = n
 		}
-		i, ok := at[best]
-		if !ok {
-			i = len(groups)
-			at[best] = i
-			groups = append(groups, group{of: best})
-		}
-		groups[i].ids = append(groups[i].ids, id)
+		groups[of[i]].n++
 	}
+	// The groups' rules stand one behind the other in one array.
+	all := make([]uint32, len(ids))
+	sum := 0
+	for i := range groups {
+		g := &groups[i]
+		g.ids = all[sum : sum : sum+g.n]
+		sum += g.n
+	}
+	for i, id := range ids {
+		g := &groups[of[i]]
+		g.ids = append(g.ids, id)
+	}
+	c.always = groups[0].ids
+	groups = groups[1:]
 	// Wider prefixes come first, so that narrower ones find them.
-	slices.SortStableFunc(groups, func(a, b group) int { return int(a.of.bits) - int(b.of.bits) })
+	slices.SortStableFunc(groups, func(a, b group) int { return int(a.of.bits()) - int(b.of.bits()) })
 	for i := range groups {
 		g := &groups[i]
 		f := &fs[g.ids[0]-base]
-		for _, to := range c.places(f, g.of.by) {
+		for _, to := range c.places(f, g.of.by()) {
 			if len(g.ids) >= splitFrom && to.empty() {
-				to.classify(g.ids, fs, base, used|1<<g.of.by)
+				to.classify(g.ids, fs, base, used|1<<g.of.by())
 			} else {
 				to.always = merge(to.always, g.ids)
 			}
@@ -326,14 +352,24 @@ func (c *class) classify(ids []uint32, fs []fields, base uint32, used uint8) {
 	}
 }
 
+// group is rules that are found by the same value.
+type group struct {
+	of  value
+	ids []uint32
+	n   int // of ids
+}
+
 // empty: nothing is in c yet. A class is only told apart once: prefixes find
 // those around them if these were there before.
 func (c *class) empty() bool {
-	return c.always == nil && c.src == nil && c.dst == nil && c.in == nil && c.out == nil && c.sport == nil && c.dport == nil && c.proto == nil
+	return len(c.always) == 0 && c.src == nil && c.dst == nil && c.in == nil && c.out == nil && c.sport == nil && c.dport == nil && c.proto == nil
 }
 
 // merge joins two lists in order.
 func merge(a, b []uint32) []uint32 {
+	if len(a) == 0 {
+		return b
+	}
 	out := append(slices.Clip(a), b...)
 	if len(a) > 0 && a[len(a)-1] > b[0] {
 		slices.Sort(out)

@@ -93,6 +93,32 @@ type edge struct {
 
 func (x edge) equal(y edge) bool { return x.to == y.to && x.jump == y.jump }
 
+// edgeSet knows the edges of a code that rules are added to.
+type edgeSet map[edge]bool // rule is 0; nil: they are looked through
+
+// edgeSet gives one for n rules.
+func (k *code) edgeSet(n int) edgeSet {
+	if n < 16 {
+		return nil
+	}
+	s := make(edgeSet, len(k.edges))
+	for _, x := range k.edges {
+		s[edge{x.to, x.jump, 0}] = true
+	}
+	return s
+}
+
+func (s edgeSet) add(k *code, x edge) {
+	key := edge{x.to, x.jump, 0}
+	if s == nil && slices.ContainsFunc(k.edges, x.equal) || s[key] {
+		return
+	}
+	if s != nil {
+		s[key] = true
+	}
+	k.edges = append(k.edges, x)
+}
+
 // fork gives a code that can be extended apart from k. The array of ops is
 // shared: programs made of k do not look past their own length of it.
 func (k *code) fork() *code {
@@ -191,7 +217,7 @@ func (e *Engine) compileRule(r *Rule) (err error) {
 func (t *Table) emit(r *Rule) op {
 	st := r.state
 	o := op{counter: st.id, checks: st.checks, ports: st.ports}
-	x := &opx{preds: st.preds, looks: st.looks, target: st.target, targetLooks: st.targetLooks}
+	x := opx{preds: st.preds, looks: st.looks, target: st.target, targetLooks: st.targetLooks}
 	need := len(st.preds) > 0 || st.target != nil
 	if len(st.preds) > 0 {
 		o.checks |= ckPreds
@@ -267,7 +293,8 @@ func (t *Table) emit(r *Rule) op {
 		o.kind = [...]uint8{opContinue, opAccept, opDrop, opReturn}[r.Verdict]
 	}
 	if need {
-		o.x = x
+		o.x = new(opx)
+		*o.x = x
 	}
 	return o
 }
@@ -285,6 +312,8 @@ func (e *Engine) compileChain(t *Table, c *Chain) error {
 	}
 	k := c.code
 	k.name, k.builtin = c.Name, c.Builtin
+	k.ops = slices.Grow(k.ops, len(c.rules)-len(k.ops))
+	edges := k.edgeSet(len(c.rules) - len(k.ops))
 	for i := len(k.ops); i < len(c.rules); i++ {
 		r := c.rules[i]
 		fail := func(no syscall.Errno, target, detail string) error {
@@ -298,9 +327,7 @@ func (e *Engine) compileChain(t *Table, c *Chain) error {
 			if to.Builtin {
 				return fail(syscall.EINVAL, r.Jump, fmt.Sprintf("chain %s: a rule cannot jump to the builtin chain %s", c.Name, r.Jump))
 			}
-			if !slices.ContainsFunc(k.edges, func(x edge) bool { return x.to == r.Jump && x.jump == !r.Goto }) {
-				k.edges = append(k.edges, edge{r.Jump, !r.Goto, i})
-			}
+			edges.add(k, edge{r.Jump, !r.Goto, i})
 		}
 		fresh := r.state == nil || !r.state.compiled
 		if err := e.compileRule(r); err != nil {

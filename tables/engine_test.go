@@ -3,6 +3,8 @@ package tables_test
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -340,4 +342,63 @@ func FuzzParse(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestManyEditsInOne: inserts, deletes, replacements and appends in one edit give
+// what they give one by one, and the ruleset before stays as it is.
+func TestManyEditsInOne(t *testing.T) {
+	for seed := range uint64(50) {
+		r := rand.New(rand.NewPCG(seed, 5))
+		e := newRig(t, packet.IPv4)
+		var want []string // the rules' marks
+		n := 0
+		for range 4 {
+			before, live := slices.Clone(want), e.Ruleset()
+			if err := e.Commit(func(rs *tables.Ruleset) error {
+				for range r.IntN(120) {
+					n++
+					at, len := 0, len(want)
+					if len > 0 {
+						at = []int{0, len - 1, r.IntN(len)}[r.IntN(3)]
+					}
+					line := fmt.Sprintf("filter -A INPUT -m mark --mark %#x", n)
+					switch op := r.IntN(8); {
+					case op < 3:
+						at = min(at+r.IntN(2), len)
+						line = fmt.Sprintf("filter -I INPUT %d -m mark --mark %#x", at+1, n)
+						want = slices.Insert(want, at, fmt.Sprintf("%#x", n))
+					case op < 5 && len > 0:
+						line = fmt.Sprintf("filter -D# INPUT %d", at+1)
+						want = slices.Delete(want, at, at+1)
+					case op == 5 && len > 0:
+						line = fmt.Sprintf("filter -R INPUT %d -m mark --mark %#x", at+1, n)
+						want[at] = fmt.Sprintf("%#x", n)
+					case op == 6 && r.IntN(10) == 0:
+						line = "filter -F INPUT"
+						want = want[:0]
+					default:
+						want = append(want, fmt.Sprintf("%#x", n))
+					}
+					if err := apply(rs, packet.IPv4, line); err != nil {
+						return fmt.Errorf("%s: %w", line, err)
+					}
+				}
+				return nil
+			}); err != nil {
+				t.Fatal(seed, err)
+			}
+			marks := func(rs *tables.Ruleset) (out []string) {
+				for _, x := range rs.Table(tables.Filter).Chain("INPUT").Rules() {
+					out = append(out, strings.TrimPrefix(x.Save(), " -m mark --mark "))
+				}
+				return out
+			}
+			if got := marks(e.Ruleset()); !slices.Equal(got, want) {
+				t.Fatalf("seed %d\n%s\nwant\n%s", seed, got, want)
+			}
+			if got := marks(live); !slices.Equal(got, before) {
+				t.Fatalf("seed %d: the ruleset before has become\n%s\nfrom\n%s", seed, got, before)
+			}
+		}
+	}
 }

@@ -271,28 +271,59 @@ type Args struct {
 	ProtoNot bool
 	Rule     *Rule // the rule it belongs to; nil while parsing
 	options  []Option
-	vals     []Value
+	vals     []given // of the options that were given
 	// State is an extension's own, made by Final for Save, List and Compile.
 	State any
 }
 
+// given is the value of an option, by its place among the extension's.
+type given struct {
+	option int
+	Value
+}
+
 func newArgs(ext string, fam uint8, opts []Option) *Args {
-	return &Args{Ext: ext, Family: fam, options: opts, vals: make([]Value, len(opts))}
+	return &Args{Ext: ext, Family: fam, options: opts}
+}
+
+// val is the value of option i; not to be changed.
+func (a *Args) val(i int) *Value {
+	for j := range a.vals {
+		if a.vals[j].option == i {
+			return &a.vals[j].Value
+		}
+	}
+	return &notGiven
+}
+
+var notGiven Value
+
+// set gives option i a value.
+func (a *Args) set(i int, v Value) {
+	for j := range a.vals {
+		if a.vals[j].option == i {
+			a.vals[j].Value = v
+			return
+		}
+	}
+	a.vals = append(a.vals, given{i, v})
+}
+
+func (a *Args) index(name string) int {
+	for i := range a.options {
+		if a.options[i].Name == name {
+			return i
+		}
+	}
+	panic("tables: extension " + a.Ext + " has no option --" + name)
 }
 
 // Options are the extension's options, in its order.
 func (a *Args) Options() []Option { return a.options }
 
-// Get is the value of the option called name; it panics on a name the extension
-// does not have.
-func (a *Args) Get(name string) *Value {
-	for i := range a.options {
-		if a.options[i].Name == name {
-			return &a.vals[i]
-		}
-	}
-	panic("tables: extension " + a.Ext + " has no option --" + name)
-}
+// Get is the value of the option called name, not to be changed; it panics on a
+// name the extension does not have.
+func (a *Args) Get(name string) *Value { return a.val(a.index(name)) }
 
 // Has reports whether the option was given.
 func (a *Args) Has(name string) bool { return a.Get(name).Set }
@@ -310,10 +341,10 @@ func (a *Args) Range(name string) (lo, hi uint64) { v := a.Get(name); return v.L
 func (a *Args) Str(name string) string { return a.Get(name).Str }
 
 // Set gives an option a value, for Final.
-func (a *Args) Set(name string, v Value) { v.Set = true; *a.Get(name) = v }
+func (a *Args) Set(name string, v Value) { v.Set = true; a.set(a.index(name), v) }
 
 // Clear takes an option back, for Final.
-func (a *Args) Clear(name string) { *a.Get(name) = Value{} }
+func (a *Args) Clear(name string) { a.set(a.index(name), Value{}) }
 
 // Count is how many different options were given.
 func (a *Args) Count() (n int) {
@@ -327,10 +358,11 @@ func (a *Args) Count() (n int) {
 
 // SaveOptions prints the options as iptables-save does, in the order of
 // Options: " --name value", " ! --name value".
-func (a *Args) SaveOptions() string {
-	var b []byte
+func (a *Args) SaveOptions() string { return string(a.appendOptions(nil)) }
+
+func (a *Args) appendOptions(b []byte) []byte {
 	for i := range a.options {
-		v := &a.vals[i]
+		v := a.val(i)
 		if !v.Set {
 			continue
 		}
@@ -339,7 +371,7 @@ func (a *Args) SaveOptions() string {
 			b = a.appendOption(b, &a.options[i], &v.More[j])
 		}
 	}
-	return string(b)
+	return b
 }
 
 func (a *Args) appendOption(b []byte, o *Option, v *Value) []byte {
@@ -363,7 +395,7 @@ func (a *Args) appendOption(b []byte, o *Option, v *Value) []byte {
 func (a *Args) ListOptions() string {
 	var b []byte
 	for i := range a.options {
-		v := &a.vals[i]
+		v := a.val(i)
 		if !v.Set {
 			continue
 		}

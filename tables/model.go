@@ -61,8 +61,9 @@ type edit struct {
 	counters map[*Rule]Counter
 	policies map[*Chain]Counter
 	orphans  map[slotName]int // jumps to chains that are not there (yet)
-	slots    *slots           // copy of the engine's
-	freed    []uint32         // slots of chains taken out
+	lists    map[*Chain]*ruleList
+	slots    *slots   // copy of the engine's
+	freed    []uint32 // slots of chains taken out
 }
 
 // Table is a set of chains: those of base, which is shared between rulesets and
@@ -200,7 +201,7 @@ func (rs *Ruleset) Table(id TableID) *Table {
 func (rs *Ruleset) clone(free slots) *Ruleset {
 	return &Ruleset{Family: rs.Family, tables: rs.tables, edit: &edit{
 		owned: map[*Chain]*Chain{}, counters: map[*Rule]Counter{}, policies: map[*Chain]Counter{},
-		orphans: map[slotName]int{}, slots: &free,
+		orphans: map[slotName]int{}, lists: map[*Chain]*ruleList{}, slots: &free,
 	}}
 }
 
@@ -428,7 +429,7 @@ func (t *Table) Insert(chain string, n int, r *Rule) error {
 		return t.fail(OpInsert, syscall.E2BIG, chain, n)
 	}
 	c.code = nil
-	c.rules = slices.Insert(slices.Clip(slices.Clone(c.rules)), n-1, t.adopt(r))
+	t.rs.edit.insert(c, n-1, t.adopt(r))
 	return nil
 }
 
@@ -443,8 +444,7 @@ func (t *Table) Replace(chain string, n int, r *Rule) error {
 	}
 	t.remove(c.rules[n-1])
 	c.code = nil
-	c.rules = slices.Clone(c.rules)
-	c.rules[n-1] = t.adopt(r)
+	t.rs.edit.replace(c, n-1, t.adopt(r))
 	return nil
 }
 
@@ -459,7 +459,7 @@ func (t *Table) Delete(chain string, n int) error {
 	}
 	t.remove(c.rules[n-1])
 	c.code = nil
-	c.rules = slices.Delete(slices.Clone(c.rules), n-1, n)
+	t.rs.edit.delete(c, n-1)
 	return nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"unique"
 
 	"sluice/packet"
 )
@@ -55,7 +56,7 @@ type Parser struct {
 	Source Source
 
 	// What was given, for checks of the program (generic_opt_check).
-	Seen map[byte]bool // by letter: p s d i o f j m c
+	Seen Letters // p s d i o f j m c
 
 	pos     int
 	cluster string
@@ -65,11 +66,26 @@ type Parser struct {
 
 	rule      Rule
 	src, dst  string
-	proto     string // -p as typed, lower case
-	protoUsed bool   // the match of that name has been tried
-	target    *Use[Target]
-	uses      []*Use[Match]
+	proto     string      // -p as typed, lower case
+	protoUsed bool        // the match of that name has been tried
+	target    Use[Target] // Ext nil: none
+	uses      []Use[Match]
+
+	// The option being read; here, so that it is not allocated for each.
+	val      Value
+	words    [2]string
+	option   OptionContext
+	warnings func(line string)
 }
+
+// Letters is a set of ASCII letters.
+type Letters [2]uint64
+
+// Has reports whether c is in the set.
+func (l *Letters) Has(c byte) bool { return l[c>>6&1]>>(c&63)&1 != 0 }
+
+// Add puts c into the set.
+func (l *Letters) Add(c byte) { l[c>>6&1] |= 1 << (c & 63) }
 
 // longOpt is an option by its long name, and whose it is.
 type longOpt struct {
@@ -179,10 +195,20 @@ func namesOf(options []Option) []longName {
 // program's and always the same.
 func NewParser(reg *Registry, fam uint8, args []string, command []CommandOption) *Parser {
 	g := grammarOf(command, fam)
-	ps := &Parser{Registry: reg, Family: fam, Args: args, Seen: map[byte]bool{}, command: g.command}
-	ps.rule.Family = fam
+	ps := &Parser{Registry: reg, Family: fam, command: g.command}
 	ps.groups = append(make([]optGroup, 0, 5), optGroup{names: g.own, kind: optCommand}, optGroup{names: g.rules, kind: optRule})
+	ps.Reset(args)
 	return ps
+}
+
+// Reset makes ps as it was made, for other args.
+func (ps *Parser) Reset(args []string) {
+	ps.Args, ps.Seen = args, Letters{}
+	ps.pos, ps.cluster, ps.invert = 0, "", false
+	ps.groups = ps.groups[:2]
+	ps.rule = Rule{Family: ps.Family}
+	ps.src, ps.dst, ps.proto, ps.protoUsed = "", "", "", false
+	ps.target, ps.uses = Use[Target]{}, nil
 }
 
 // Peek is the next word, if there is one that Next has not read yet.
@@ -351,8 +377,7 @@ func (ps *Parser) extend(kind optKind, use int, options []Option) {
 }
 
 func (ps *Parser) loadMatch(m *Match) {
-	u := &Use[Match]{m, newArgs(m.Name, ps.Family, m.Options)}
-	ps.uses = append(ps.uses, u)
+	ps.uses = append(ps.uses, Use[Match]{m, newArgs(m.Name, ps.Family, m.Options)})
 	ps.extend(optMatch, len(ps.uses)-1, m.Options)
 }
 
@@ -380,10 +405,10 @@ func (ps *Parser) loadProto() bool {
 
 // once is iptables' set_option.
 func (ps *Parser) once(letter byte, invertible bool) error {
-	if ps.Seen[letter] {
+	if ps.Seen.Has(letter) {
 		return Usagef("multiple -%c flags not allowed", letter)
 	}
-	ps.Seen[letter] = true
+	ps.Seen.Add(letter)
 	if ps.invert && !invertible {
 		return Usagef("cannot have ! before -%c", letter)
 	}
@@ -421,12 +446,12 @@ func (ps *Parser) ruleOption(letter byte, arg string) error {
 		}
 	case 'i':
 		if err = ps.once('i', true); err == nil {
-			r.In, r.InNot = arg, not
+			r.In, r.InNot = intern(arg), not
 			err = ps.iface(arg)
 		}
 	case 'o':
 		if err = ps.once('o', true); err == nil {
-			r.Out, r.OutNot = arg, not
+			r.Out, r.OutNot = intern(arg), not
 			err = ps.iface(arg)
 		}
 	case 'f':
@@ -446,7 +471,7 @@ func (ps *Parser) ruleOption(letter byte, arg string) error {
 		if m == nil {
 			return Usagef("Couldn't load match `%s':No such file or directory\n", arg)
 		}
-		ps.Seen['m'] = true
+		ps.Seen.Add('m')
 		ps.loadMatch(m)
 	case 'j', 'g':
 		err = ps.jump(letter == 'g', arg)
@@ -469,7 +494,7 @@ func (ps *Parser) jump(isGoto bool, name string) error {
 	}
 	r := &ps.rule
 	if isGoto {
-		r.Jump, r.Goto = name, true
+		r.Jump, r.Goto = intern(name), true
 		return nil
 	}
 	if v, ok := VerdictByName(name); ok {
@@ -477,13 +502,16 @@ func (ps *Parser) jump(isGoto bool, name string) error {
 		return nil
 	}
 	if t := ps.Registry.Target(ps.Family, name); t != nil {
-		ps.target = &Use[Target]{t, newArgs(t.Name, ps.Family, t.Options)}
+		ps.target = Use[Target]{t, newArgs(t.Name, ps.Family, t.Options)}
 		ps.extend(optTarget, 0, t.Options)
 		return nil
 	}
-	r.Jump = name
+	r.Jump = intern(name)
 	return nil
 }
+
+// intern gives a name that many rules have, without the line that it was read from.
+func intern(name string) string { return unique.Make(name).Value() }
 
 // counters reads -c PKTS BYTES and -c PKTS,BYTES.
 func (ps *Parser) counters(arg string) error {
@@ -529,7 +557,7 @@ func (ps *Parser) iface(name string) error {
 // extOption reads one option of an extension.
 func (ps *Parser) extOption(a *Args, i int, name, text string) error {
 	o := &a.options[i]
-	v := &a.vals[i]
+	v := a.val(i)
 	a.Proto, a.ProtoNot = ps.rule.Proto, ps.rule.ProtoNot
 	if v.Set && !o.Multi {
 		if o.OnceText != "" {
@@ -543,8 +571,10 @@ func (ps *Parser) extOption(a *Args, i int, name, text string) error {
 		}
 		return Usagef("%s: option \"--%s\" cannot be inverted.\n", a.Ext, o.Name)
 	}
-	val := Value{Set: true, Not: ps.invert}
-	words := []string{text}
+	val := &ps.val
+	*val = Value{Set: true, Not: ps.invert}
+	ps.words[0] = text
+	words := ps.words[:1]
 	for n := o.Type.Args(); len(words) < n; {
 		w, ok := ps.Peek()
 		if !ok || strings.HasPrefix(w, "-") || strings.HasPrefix(w, "!") {
@@ -556,21 +586,26 @@ func (ps *Parser) extOption(a *Args, i int, name, text string) error {
 		ps.pos++
 		words = append(words, w)
 	}
-	oc := &OptionContext{Ext: a.Ext, Name: o.Name, Typed: name, Env: ps.Env, Family: a.Family, Proto: a.Proto, ProtoNot: a.ProtoNot, Args: a, Warn: ps.warn}
+	if ps.warnings == nil {
+		ps.warnings = ps.warn
+	}
+	oc := &ps.option
+	*oc = OptionContext{Ext: a.Ext, Name: o.Name, Typed: name, Env: ps.Env, Family: a.Family, Proto: a.Proto, ProtoNot: a.ProtoNot, Args: a, Warn: ps.warnings}
 	if t, ok := o.Type.(OptionalArg); ok {
 		if w, ok := ps.Peek(); ok && t.Takes(w) && !strings.HasPrefix(w, "-") && !strings.HasPrefix(w, "!") {
 			ps.pos++
 			words[0] = w
 		}
 	}
-	if err := o.Type.Parse(oc, words, &val); err != nil {
+	if err := o.Type.Parse(oc, words, val); err != nil {
 		return err
 	}
-	if v.Set {
-		v.More = append(v.More, val)
+	val.Str = strings.Clone(val.Str) // it must not keep the whole line
+	if v := a.val(i); v.Set {        // reading may have set others
+		v.More = append(v.More, *val)
 		return nil
 	}
-	*v = val
+	a.set(i, *val)
 	return nil
 }
 
@@ -583,7 +618,7 @@ func (a *Args) final(first, custom func(*Args) error) error {
 	}
 	for i := range a.options {
 		o := &a.options[i]
-		if !a.vals[i].Set {
+		if !a.val(i).Set {
 			if o.Required {
 				return Usagef("%s: option \"--%s\" must be specified\n", a.Ext, o.Name)
 			}
@@ -619,7 +654,7 @@ func (ps *Parser) Rules(table TableID, chain string) ([]*Rule, error) {
 			return nil, err
 		}
 	}
-	if u := ps.target; u != nil {
+	if u := ps.target; u.Ext != nil {
 		u.Args.Proto, u.Args.ProtoNot = r.Proto, r.ProtoNot
 		if err := u.Args.final(u.Ext.First, u.Ext.Final); err != nil {
 			return nil, err
@@ -628,11 +663,12 @@ func (ps *Parser) Rules(table TableID, chain string) ([]*Rule, error) {
 	if ps.invert {
 		return nil, Usagef("nothing appropriate following !")
 	}
-	srcs, err := ps.addrs(ps.src, ps.Seen['s'])
+	var room [2]Addr // enough for most rules
+	srcs, err := ps.addrs(room[:0:1], ps.src, ps.Seen.Has('s'))
 	if err != nil {
 		return nil, err
 	}
-	dsts, err := ps.addrs(ps.dst, ps.Seen['d'])
+	dsts, err := ps.addrs(room[1:1], ps.dst, ps.Seen.Has('d'))
 	if err != nil {
 		return nil, err
 	}
@@ -649,18 +685,28 @@ func (ps *Parser) Rules(table TableID, chain string) ([]*Rule, error) {
 			return nil, Usagef("Can't use -i with %s\n", chain)
 		}
 	}
-	var out []*Rule
+	if len(srcs)*len(dsts) > maxRules {
+		return nil, Usagef("%d source and destination addresses make more than %d rules", len(srcs)+len(dsts), maxRules)
+	}
+	out := make([]*Rule, 0, len(srcs)*len(dsts))
 	for _, s := range srcs {
 		for _, d := range dsts {
 			n := *r
 			n.Source = ps.Source
 			n.Src.Addr, n.Src.Mask = s.Addr, s.Mask
 			n.Dst.Addr, n.Dst.Mask = d.Addr, d.Mask
-			for _, u := range ps.uses {
-				n.Matches = append(n.Matches, Use[Match]{u.Ext, u.Args.clone()})
+			n.Matches = ps.uses
+			if ps.target.Ext != nil {
+				n.Target = &Use[Target]{ps.target.Ext, ps.target.Args}
 			}
-			if ps.target != nil {
-				n.Target = &Use[Target]{ps.target.Ext, ps.target.Args.clone()}
+			if len(out) > 0 { // each rule has arguments of its own
+				n.Matches = slices.Clone(ps.uses)
+				for i := range n.Matches {
+					n.Matches[i].Args = n.Matches[i].Args.clone()
+				}
+				if n.Target != nil {
+					n.Target.Args = n.Target.Args.clone()
+				}
 			}
 			n.text = n.Save()
 			out = append(out, &n)
@@ -668,6 +714,10 @@ func (ps *Parser) Rules(table TableID, chain string) ([]*Rule, error) {
 	}
 	return out, nil
 }
+
+// maxRules is how many rules one line may make, which is one for each pair of
+// addresses.
+const maxRules = 1 << 16
 
 func (a *Args) clone() *Args { c := *a; return &c }
 

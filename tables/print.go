@@ -13,28 +13,36 @@ func (r *Rule) Save() string {
 	if r.text != "" {
 		return r.text
 	}
-	var b strings.Builder
+	var room [256]byte
+	return string(r.appendSave(room[:0]))
+}
+
+func (r *Rule) appendSave(b []byte) []byte {
 	not := func(n bool) {
 		if n {
-			b.WriteString(" !")
+			b = append(b, " !"...)
 		}
 	}
-	addr := func(flag string, a Addr) {
-		if a.Mask == [16]byte{} && !a.Not {
-			return
-		}
-		not(a.Not)
-		b.WriteString(flag + formatMasked(r.Family, a))
+	word := func(flag, w string) {
+		b = append(b, flag...)
+		b = append(b, w...)
 	}
-	addr(" -s ", r.Src)
-	addr(" -d ", r.Dst)
+	addr := func(flag string, a *Addr) {
+		if a.Mask != [16]byte{} || a.Not {
+			not(a.Not)
+			b = append(b, flag...)
+			b = appendMasked(b, r.Family, a)
+		}
+	}
+	addr(" -s ", &r.Src)
+	addr(" -d ", &r.Dst)
 	if r.In != "" && (r.In != "+" || r.InNot) {
 		not(r.InNot)
-		b.WriteString(" -i " + r.In)
+		word(" -i ", r.In)
 	}
 	if r.Out != "" && (r.Out != "+" || r.OutNot) {
 		not(r.OutNot)
-		b.WriteString(" -o " + r.Out)
+		word(" -o ", r.Out)
 	}
 	if r.Proto != 0 {
 		not(r.ProtoNot)
@@ -42,36 +50,37 @@ func (r *Rule) Save() string {
 		if name == "" {
 			name = strconv.Itoa(int(r.Proto))
 		}
-		b.WriteString(" -p " + name)
+		word(" -p ", name)
 	}
 	if r.Family == packet.IPv4 && (r.Fragment || r.FragmentNot) {
 		not(r.FragmentNot)
-		b.WriteString(" -f")
+		b = append(b, " -f"...)
 	}
-	for _, m := range r.Matches {
-		b.WriteString(" -m " + m.Ext.Name)
+	for i := range r.Matches {
+		m := &r.Matches[i]
+		word(" -m ", m.Ext.Name)
 		if m.Ext.Save != nil {
-			b.WriteString(m.Ext.Save(m.Args))
+			b = append(b, m.Ext.Save(m.Args)...)
 		} else {
-			b.WriteString(m.Args.SaveOptions())
+			b = m.Args.appendOptions(b)
 		}
 	}
 	switch {
 	case r.Target != nil:
-		b.WriteString(" -j " + r.Target.Ext.Name)
+		word(" -j ", r.Target.Ext.Name)
 		if r.Target.Ext.Save != nil {
-			b.WriteString(r.Target.Ext.Save(r.Target.Args))
+			b = append(b, r.Target.Ext.Save(r.Target.Args)...)
 		} else {
-			b.WriteString(r.Target.Args.SaveOptions())
+			b = r.Target.Args.appendOptions(b)
 		}
 	case r.Goto:
-		b.WriteString(" -g " + r.Jump)
+		word(" -g ", r.Jump)
 	case r.Jump != "":
-		b.WriteString(" -j " + r.Jump)
+		word(" -j ", r.Jump)
 	case r.Verdict != VerdictNone:
-		b.WriteString(" -j " + r.Verdict.String())
+		word(" -j ", r.Verdict.String())
 	}
-	return b.String()
+	return b
 }
 
 // ListExtras prints what -L has after the addresses: the matches, then the

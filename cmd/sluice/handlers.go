@@ -20,9 +20,9 @@ import (
 func (d *daemon) handlers(s *control.Server) {
 	engines := d.router.IPTables()
 	for _, name := range iptables.Programs {
-		s.Handle(name, control.Buffered(func(_ context.Context, argv []string, stdin io.Reader, stdout, stderr io.Writer) int {
+		s.Handle(name, func(_ context.Context, argv []string, stdin io.Reader, stdout, stderr io.Writer) int {
 			return iptables.Run(engines, argv, stdin, stdout, stderr)
-		}))
+		})
 	}
 	s.Handle("conntrack", func(ctx context.Context, argv []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		return conntrackcmd.Run(d.router.Conntrack(), argv[1:], stdin, stdout, stderr, ctx.Done())

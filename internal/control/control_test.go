@@ -357,29 +357,6 @@ func stale(t *testing.T, path string) {
 	l.Close()
 }
 
-func TestBuffered(t *testing.T) {
-	var order []string
-	mark := func(name string) io.Writer {
-		return writerFunc(func(p []byte) (int, error) { order = append(order, name+string(p)); return len(p), nil })
-	}
-	h := Buffered(func(_ context.Context, _ []string, _ io.Reader, stdout, stderr io.Writer) int {
-		io.WriteString(stdout, "1")
-		io.WriteString(stdout, "2")
-		io.WriteString(stderr, "3")
-		io.WriteString(stdout, "4")
-		if len(order) != 0 {
-			t.Errorf("%q went out before the end", order)
-		}
-		return 7
-	})
-	if got := h(t.Context(), nil, nil, mark("o"), mark("e")); got != 7 {
-		t.Errorf("status %d", got)
-	}
-	if got := fmt.Sprint(order); got != "[o12 e3 o4]" {
-		t.Errorf("order %s", got)
-	}
-}
-
 type writerFunc func(p []byte) (int, error)
 
 func (f writerFunc) Write(p []byte) (int, error) { return f(p) }

@@ -51,45 +51,27 @@ func becomeChain(t *tables.Table, ch *tables.Chain, want []*tables.Rule) error {
 	if len(keep) == len(have) && len(keep) == len(want) {
 		return nil
 	}
-	if len(keep) == 0 {
-		if err := t.Flush(ch.Name); err != nil {
-			return err
-		}
-		for _, r := range want {
+	if keepsFirst(keep) == len(have) {
+		for _, r := range want[len(have):] { // what is there is only added to
 			if err := t.Append(ch.Name, r); err != nil {
 				return err
 			}
 		}
 		return nil
 	}
-	// From the end on, so that the numbers of what is still to do stay true.
-	for i, k := len(have)-1, len(keep)-1; i >= 0; i-- {
-		if k >= 0 && keep[k].have == i {
-			k--
-			continue
-		}
-		if err := t.Delete(ch.Name, i+1); err != nil {
-			return err
-		}
+	next := slices.Clone(want)
+	for _, p := range keep {
+		next[p.want] = have[p.have]
 	}
-	n := len(keep)
-	for i, k := 0, 0; i < len(want); i++ {
-		if k < len(keep) && keep[k].want == i {
-			k++
-			continue
-		}
-		var err error
-		if i == n {
-			err = t.Append(ch.Name, want[i])
-		} else {
-			err = t.Insert(ch.Name, i+1, want[i])
-		}
-		if err != nil {
-			return err
-		}
+	return t.SetRules(ch.Name, next)
+}
+
+// keepsFirst is how many rules stay where they are, at the beginning of a chain.
+func keepsFirst(keep []pair) (n int) {
+	for n < len(keep) && keep[n] == (pair{n, n}) {
 		n++
 	}
-	return nil
+	return n
 }
 
 // pair is a rule that stays: its place in the old chain and in the new one.

@@ -55,6 +55,15 @@ var allowed = [...]string{
 	"nvx0", "v", "v", "v", "v", "vc", "v", "v", "v", "sdpjviof",
 }
 
+var allowedLetters = func() (out [len(allowed)]tables.Letters) {
+	for i, set := range allowed {
+		for j := range len(set) {
+			out[i].Add(set[j])
+		}
+	}
+	return out
+}()
+
 // maxChainName is the longest name of a chain that a rule can jump to, bytes.
 const maxChainName = 28
 
@@ -117,25 +126,38 @@ type parser struct {
 	ps        *tables.Parser
 	c         *command
 	table     string
-	seen      map[byte]bool // n v x 0
+	seen      tables.Letters // n v x 0
 	wait      bool
 	waitEvery bool
 	ignore    bool // the line is for the other family
 	probe     bool // only the options are of interest: print nothing
 }
 
+// newParser makes a parser of args; the one before it is done with, and used again.
 func (x *tool) newParser(args []string) *parser {
-	p := &parser{x: x, c: &command{num: 1}, table: "filter", seen: map[byte]bool{}}
+	p := x.parser
+	if p == nil {
+		p = &parser{ps: tables.NewParser(x.Registry, x.fam, args, commandOptions)}
+		x.parser = p
+		if e := x.engine(x.fam); e != nil {
+			p.ps.Env = e.Env()
+		}
+		p.ps.Resolve = x.resolve
+		p.ps.Warn = x.warn
+	}
+	p.ps.Reset(args)
+	*p = parser{x: x, ps: p.ps, c: &command{num: 1}, table: "filter"}
 	if x.restore != "" {
 		p.table = x.restore
 	}
-	p.ps = tables.NewParser(x.Registry, x.fam, args, commandOptions)
-	if e := x.engine(x.fam); e != nil {
-		p.ps.Env = e.Env()
-	}
-	p.ps.Resolve = x.resolve
-	p.ps.Warn = func(line string) { x.fail("%s\n", line) }
 	return p
+}
+
+// warn prints what iptables says and goes on.
+func (x *tool) warn(line string) {
+	if x.parser == nil || !x.parser.probe {
+		x.fail("%s\n", line)
+	}
 }
 
 // parse reads a command line. A nil command has nothing to do.
@@ -152,7 +174,7 @@ func (x *tool) parsePlaced(args []string) (c *command, at int, err error) {
 			continue
 		}
 		probe := x.newParser(args[:i])
-		probe.probe, probe.ps.Warn = true, nil
+		probe.probe = true
 		if probe.options() == nil && !probe.ignore {
 			return nil, i + 1, tables.Usagef("unknown arguments found on commandline")
 		}
@@ -287,10 +309,10 @@ func (p *parser) otherFamily() error {
 }
 
 func (p *parser) once(letter byte, g tables.Given) error {
-	if p.seen[letter] {
+	if p.seen.Has(letter) {
 		return tables.Usagef("multiple -%c flags not allowed", letter)
 	}
-	p.seen[letter] = true
+	p.seen.Add(letter)
 	if g.Invert {
 		return tables.Usagef("cannot have ! before -%c", letter)
 	}
@@ -471,7 +493,7 @@ func (p *parser) finish() error {
 		}
 		return &tables.Error{Code: tables.ExitVersion, Msg: fmt.Sprintf("can't initialize %s table `%s': %s", base, p.table, why)}
 	}
-	if c.is(cmdPolicy) && p.ps.Seen['c'] {
+	if c.is(cmdPolicy) && p.ps.Seen.Has('c') {
 		c.counters = &rules[0].Initial
 	}
 	if c.is(ruleCmds) {
@@ -482,16 +504,15 @@ func (p *parser) finish() error {
 
 // legal refuses options that the command does not take.
 func (p *parser) legal() error {
+	given := tables.Letters{p.seen[0] | p.ps.Seen[0], p.seen[1] | p.ps.Seen[1]}
+	may := tables.Letters{}
+	for i := range allowedLetters {
+		if l := &allowedLetters[i]; p.c.is(1 << i) {
+			may[0], may[1] = may[0]|l[0], may[1]|l[1]
+		}
+	}
 	for i := range len(optionLetters) {
-		o := optionLetters[i]
-		if !p.seen[o] && !p.ps.Seen[o] {
-			continue
-		}
-		ok := false
-		for j, set := range allowed {
-			ok = ok || p.c.is(1<<j) && strings.IndexByte(set, o) >= 0
-		}
-		if !ok {
+		if o := optionLetters[i]; given.Has(o) && !may.Has(o) {
 			return tables.Usagef("Illegal option `-%c' with this command", o)
 		}
 	}

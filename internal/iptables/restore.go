@@ -104,14 +104,17 @@ func (x *tool) restoreFrom(o restoreOptions, in *bufio.Reader) error {
 	var s *section
 	other := false // in a table that -T leaves out
 	for {
-		text, rerr := in.ReadString('\n')
-		if rerr != nil && rerr != io.EOF {
+		text, rerr := readLine(in)
+		if rerr != nil && rerr != io.EOF && rerr != errLongLine {
 			return fmt.Errorf("reading line %d: %w", x.line+1, rerr)
 		}
-		if text == "" {
+		if text == "" && rerr != errLongLine {
 			break
 		}
 		x.line++
+		if rerr == errLongLine {
+			return tables.Usagef("%s: line %d has more than %d bytes", x.prog, x.line, maxLine)
+		}
 		if rerr == io.EOF {
 			text += "\n"
 		}
@@ -157,6 +160,28 @@ func (x *tool) restoreFrom(o restoreOptions, in *bufio.Reader) error {
 	}
 	x.fail("%s: COMMIT expected at line %d\n", x.prog, end)
 	return exit{code: tables.ExitOther}
+}
+
+// maxLine is the most bytes of a line: more than as many words as one can have
+// need, each in quotes and with all its characters escaped.
+const maxLine = 1 << 20
+
+var errLongLine = errors.New("long line")
+
+// readLine reads a line with its end.
+func readLine(in *bufio.Reader) (string, error) {
+	part, err := in.ReadSlice('\n')
+	if err != bufio.ErrBufferFull {
+		return string(part), err
+	}
+	var b strings.Builder
+	for ; err == bufio.ErrBufferFull; part, err = in.ReadSlice('\n') {
+		if b.Write(part); b.Len() > maxLine {
+			return "", errLongLine
+		}
+	}
+	b.Write(part)
+	return b.String(), err
 }
 
 // word takes the first word of s, as strtok does.
@@ -338,7 +363,7 @@ func parseCounter(s string) (uint64, bool) {
 
 // parseLine reads a line with a command, perhaps with counters before it.
 func (x *tool) parseLine(o restoreOptions, text string) (*command, error) {
-	var with []string
+	var with [3]string
 	if text[0] == '[' {
 		pair, rest, ok := strings.Cut(text[1:], "]")
 		if !ok {
@@ -349,15 +374,18 @@ func (x *tool) parseLine(o restoreOptions, text string) (*command, error) {
 			return nil, tables.Usagef("Bad line %d: need ]", x.line)
 		}
 		if o.counters {
-			with = []string{"--set-counters", packets, bytes}
+			with = [3]string{"--set-counters", packets, bytes}
 		}
 		text = rest
 	}
-	words, _, err := Split(text)
-	if err != nil {
+	if err := x.words.split(text); err != nil {
 		return nil, err
 	}
-	return x.parse(append(with, words...))
+	words := x.words.words
+	if with[0] != "" {
+		words = append(with[:], words...)
+	}
+	return x.parse(words)
 }
 
 // snap is counters that know only the rules of one moment: others have what they

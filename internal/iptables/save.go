@@ -2,6 +2,7 @@ package iptables
 
 import (
 	"fmt"
+	"strconv"
 	"time"
 
 	"sluice/tables"
@@ -98,7 +99,9 @@ func (x *tool) save(v *tables.View, id tables.TableID, counters bool) {
 		for _, r := range ch.Rules() {
 			if counters {
 				k := v.Rule(r)
-				x.printf("[%d:%d] ", k.Packets, k.Bytes)
+				b := strconv.AppendUint(append(x.out.buf, '['), k.Packets, 10)
+				b = strconv.AppendUint(append(b, ':'), k.Bytes, 10)
+				x.out.buf = append(b, "] "...)
 			}
 			x.out.WriteString("-A ")
 			x.out.WriteString(ch.Name)

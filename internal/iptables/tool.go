@@ -25,6 +25,9 @@ type tool struct {
 	// counters answers listings within a restore, where the engine cannot be asked.
 	counters counters
 
+	parser *parser  // of the line before, to be used again
+	words  splitter // likewise
+
 	names map[[16]byte]string // looked up so far
 	mute  bool                // names take too long
 }
