@@ -19,6 +19,7 @@ import (
 	"github.com/chromedp/cdproto/network"
 	"github.com/chromedp/cdproto/runtime"
 	"github.com/chromedp/chromedp"
+	"github.com/chromedp/chromedp/kb"
 
 	"sluice/e2e/lab"
 )
@@ -132,7 +133,6 @@ func (b *browser) shot(name string) {
 	if dir == "" {
 		return
 	}
-	b.text(`window.scrollTo(0, 0)`)
 	png, err := chromedp.Run(b.ctx, chromedp.CaptureScreenshot())
 	if err != nil {
 		b.t.Fatal(err)
@@ -156,7 +156,7 @@ func TestPage(t *testing.T) {
 	b.run(chromedp.WaitVisible(`#state.ok`))
 	until := func(what, script string) {
 		t.Helper()
-		l.Eventually(2*deadline, what, func() bool { return b.text("!!("+script+")") == "true" })
+		l.Eventually(6*deadline, what, func() bool { return b.text("!!("+script+")") == "true" })
 	}
 	rate := func(node string) float64 {
 		return number(b.text(`document.querySelector('[data-node="` + node + `"] .rate').textContent`))
@@ -175,10 +175,19 @@ func TestPage(t *testing.T) {
 	for _, node := range []string{"in", "PREROUTING", "FORWARD", "POSTROUTING", "out", "INPUT", "local", "OUTPUT"} {
 		l.Eventually(2*deadline, "the rate of "+node, func() bool { return rate(node) > before+1 })
 	}
-	until("an arrow that moves", `document.querySelectorAll('path.edge.on').length >= 6`)
-	until("a drop", `[...document.querySelectorAll('#drops td.m')].some(e => e.textContent === 'filter.FORWARD.rule')`)
+	until("arrows that move", `document.querySelectorAll('path.edge.on').length >= 10`)
+	for what, script := range map[string]string{
+		"rates on every box and arrow": `[...document.querySelectorAll('.node > .rate[text-anchor=middle]')].every(e => /^[\d.]+k?M?\/s · [\d.]+ k?M?B\/s$/.test(e.textContent)) && document.querySelectorAll('.node').length === 10 &&
+			[...document.querySelectorAll('svg > text.rate')].filter(e => /\/s.*B\/s$/.test(e.textContent)).length === 10`,
+		"rates on a table":     `/\/s · .*B\/s$/.test(document.querySelector('[data-chip="FORWARD/filter"] .rate').textContent)`,
+		"what a box drops":     `[...document.querySelectorAll('[data-node="FORWARD"] .drop')].some(e => e.textContent.includes('filter.FORWARD.rule'))`,
+		"a graph of each kind": `[...document.querySelectorAll('#graphs figure strong')].map(e => e.textContent).join() === 'lan0,wan0,drops' && document.querySelectorAll('#graphs path.line').length === 5`,
+	} {
+		until(what, script)
+	}
+	until("a drop", `[...document.querySelectorAll('#drops td.m')].some(e => e.firstChild.textContent === 'filter.FORWARD.rule')`)
 
-	// A rule's counter.
+	// A rule's counter. A jump leads to its chain.
 	b.run(chromedp.Click(`[data-chip="FORWARD/filter"]`), chromedp.WaitVisible(`#rules tbody tr`))
 	rules := func() string { return b.text(`document.querySelector('#rules').innerText`) }
 	until("the rules", `document.querySelectorAll('#rules tbody tr').length === 4`)
@@ -198,27 +207,59 @@ func TestPage(t *testing.T) {
 		t.Errorf("the connections:\n%s", s)
 	}
 
-	// A typed packet takes the way that `sluice trace` prints.
+	// A typed packet takes the way that `sluice trace` prints, to the letter.
 	const packet = "tcp 10.0.1.2:4000 > 198.51.100.2:80 S"
-	b.run(chromedp.SetValue(`#packet`, packet))
-	b.run(chromedp.Click(`#trace button.go`))
-	b.run(chromedp.WaitVisible(`#traceout li.end`))
-	until("the way", `document.querySelector('[data-node="out"].lit')`)
-	if lit := b.text(`[...document.querySelectorAll('[data-node].lit')].map(e => e.dataset.node).sort().join()`); lit != "FORWARD,POSTROUTING,PREROUTING,in,out,route" {
-		t.Errorf("lit: %s", lit)
+	lit := func() string {
+		return b.text(`[...document.querySelectorAll('[data-node].lit')].map(e => e.dataset.node).sort().join()`)
 	}
-	shown := b.text(`document.querySelector('#traceout').innerText`)
-	told := r.Must("trace", "-c", r.Config, packet)
-	for _, want := range []string{"forwarded", "-A FORWARD -i lan0 -j ACCEPT", "MASQUERADE"} {
-		if !strings.Contains(shown, want) || !strings.Contains(told, want) {
-			t.Errorf("%q is not in both of\n%s\nand\n%s", want, shown, told)
+	b.run(chromedp.SetValue(`#packet`, packet+"\nreply\nudp 10.0.1.2:4000 > 198.51.100.2:9"))
+	b.run(chromedp.Click(`#trace button.go`))
+	until("the way", `document.querySelector('[data-node="out"].lit')`)
+	if s := lit(); s != "FORWARD,POSTROUTING,PREROUTING,in,out,route" {
+		t.Errorf("lit: %s", s)
+	}
+	shown := b.text(`[...document.querySelectorAll('#traceout ol')].map(o => [...o.children].map(e => e.textContent).join('\n')).join('\n')`)
+	told := r.Must("trace", "-c", r.Config, packet, "reply", "udp 10.0.1.2:4000 > 198.51.100.2:9")
+	var plain []string
+	for _, l := range strings.Split(told, "\n") {
+		if l = strings.TrimLeft(l, " "); l != "" {
+			plain = append(plain, l)
 		}
 	}
+	if want := strings.Join(plain, "\n"); shown != want || !strings.Contains(want, "MASQUERADE") {
+		t.Errorf("the page says\n%s\nand sluice trace\n%s", shown, want)
+	}
+	b.run(chromedp.EmulateViewport(1360, 1330))
+	b.text(`window.scrollTo(0, 0)`)
 	b.shot("page.png")
+	b.text(`(document.querySelector('#connq').value = '', document.querySelector('#connq').dispatchEvent(new Event('input')))`)
+	b.text(`document.querySelector('#rulesbox').scrollIntoView()`)
+	until("all connections", `document.querySelectorAll('#conns tbody tr').length > 2`)
+	if os.Getenv("SLUICE_SCREENSHOTS") != "" {
+		until("a minute of graphs", `document.querySelector('#graphs path.line').getAttribute('d').split('L').length > 4`)
+	}
+	b.shot("page-rules.png")
+	b.run(chromedp.EmulateViewport(1360, 900))
+	// Step by step, by keyboard too.
+	b.run(chromedp.Focus(`#traceout ol`), chromedp.KeyEvent(kb.Home))
+	until("the beginning", `document.querySelector('#traceout li[aria-selected=true]').textContent.startsWith('#1 tcp')`)
+	if s := lit(); s != "in" {
+		t.Errorf("at the beginning lit: %s", s)
+	}
+	for range 3 {
+		b.run(chromedp.KeyEvent(kb.ArrowDown))
+	}
+	if s := lit() + b.text(`document.querySelector('.now').dataset.chip`); s != "PREROUTING,inPREROUTING/conntrack" {
+		t.Errorf("three steps on lit: %s", s)
+	}
+	b.run(chromedp.Click(`#tracesum button:nth-child(3)`))
+	until("where the third is dropped", `document.querySelector('[data-node="FORWARD"].dead') && !document.querySelector('[data-node="POSTROUTING"].lit')`)
+	b.run(chromedp.Click(`#clear`))
+	until("no marks", `!document.querySelector('.lit, .dead, .now, #traceout ol')`)
 	b.run(chromedp.SetValue(`#packet`, "tcp 10.0.1.2:4000 >"), chromedp.Click(`#trace button.go`), chromedp.WaitVisible(`#traceout p.bad`))
 
 	// One of the real traffic.
-	b.run(chromedp.SetValue(`#match`, "-p icmp"), chromedp.Click(`#live`), chromedp.WaitVisible(`#traceout li.end`))
+	b.run(chromedp.SetValue(`#match`, "-p icmp"), chromedp.Click(`#live`), chromedp.WaitVisible(`#traceout ol li`))
 	if s := b.text(`document.querySelector('#traceout').innerText`); !strings.Contains(s, "icmp 10.0.1.") {
 		t.Errorf("the live packet:\n%s", s)
 	}
@@ -243,16 +284,30 @@ func TestPage(t *testing.T) {
 	if err := second(chromedp.Call(b.ctx, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: "dark"}}})); err != nil {
 		t.Fatal(err)
 	}
-	until("rates on the phone", `document.querySelector('[data-node="FORWARD"] .rate').textContent.includes('/s')`)
+	until("rates on the phone", `!document.querySelector('[data-node="FORWARD"] .rate').textContent.startsWith('0/s')`)
+	b.text(`window.scrollTo(0, 0)`)
 	b.shot("page-phone.png")
 	b.run(chromedp.EmulateViewport(1360, 900))
 	until("the wide drawing", `document.querySelector('#flow svg').viewBox.baseVal.width > 1000`)
 	until("rates in the wide drawing", `document.querySelectorAll('path.edge.on').length >= 6`)
+	b.text(`window.scrollTo(0, 0)`)
 	b.shot("page-dark.png")
 
 	// By keyboard alone.
 	b.run(chromedp.Click(`#rulesclose`), chromedp.Focus(`[data-chip="POSTROUTING/nat"]`), chromedp.KeyEvent("\r"), chromedp.WaitVisible(`#rules tbody tr`))
 	until("the table that the keyboard opened", `document.querySelector('#rules').innerText.includes('MASQUERADE')`)
+	b.run(chromedp.Focus(`#chains [aria-selected=true]`), chromedp.KeyEvent(kb.Home))
+	until("the first chain", `document.activeElement.textContent.includes('PREROUTING') && document.activeElement.getAttribute('aria-selected') === 'true'`)
+	b.run(chromedp.Focus(`#rulesclose`), chromedp.KeyEvent("\r"))
+	until("the focus where it came from", `document.activeElement.dataset.chip === 'POSTROUTING/nat'`)
+	// What a screen reader is told.
+	for what, script := range map[string]string{
+		"names":                             `[...document.querySelectorAll('button, input, select, textarea, [role=button], [role=img]')].filter(e => e.checkVisibility()).every(e => (e.getAttribute('aria-label') || e.labels?.[0]?.textContent || e.textContent).trim())`,
+		"landmarks":                         `document.querySelectorAll('main > section').length === [...document.querySelectorAll('main > section')].filter(e => document.getElementById(e.getAttribute('aria-labelledby'))).length`,
+		"what an arrow key says of a graph": `document.querySelector('#graphs svg').getAttribute('aria-label').includes('at most')`,
+	} {
+		until(what, script)
+	}
 
 	b.mu.Lock()
 	defer b.mu.Unlock()

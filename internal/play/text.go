@@ -52,129 +52,151 @@ func KernelLines(t *router.Trace) string {
 	return b.String()
 }
 
-const (
-	plainColor = "0"
-	bold       = "1"
-	dim        = "2"
-	red        = "31"
-	green      = "32"
-	yellow     = "33"
-	blue       = "34"
-	cyan       = "36"
-)
+// Line is one line of a trace in words.
+type Line struct {
+	Step  int    `json:"step"`  // of the trace; -1: about the whole packet
+	Depth int    `json:"depth"` // of indentation
+	Kind  string `json:"kind"`  // a Step's kind; "packet" and "end" are about the whole
+	Spans []Span `json:"spans"`
+}
 
-func (s Style) paint(code, text string) string {
-	if !s.Color || text == "" || code == plainColor {
-		return text
+// Span is a piece of a line and how it is meant: "" is plain.
+type Span struct {
+	Class string `json:"class,omitempty"`
+	Text  string `json:"text"`
+}
+
+// Classes of a Span and their colours on a terminal.
+var colors = map[string]string{
+	"packet": "1", "dim": "2", "bad": "31", "good": "32", "changed": "33", "table": "36",
+	"hook": "1;34", "dropped": "1;31", "passed": "1;32", "held": "1;33",
+}
+
+// String is the line as a terminal without colours shows it.
+func (l *Line) String() string {
+	var b strings.Builder
+	l.write(&b, false)
+	return b.String()
+}
+
+func (l *Line) write(b *strings.Builder, color bool) {
+	b.WriteString(strings.Repeat("  ", l.Depth))
+	for _, s := range l.Spans {
+		if code := colors[s.Class]; color && code != "" && s.Text != "" {
+			b.WriteString("\x1b[" + code + "m" + s.Text + "\x1b[0m")
+		} else {
+			b.WriteString(s.Text)
+		}
 	}
-	return "\x1b[" + code + "m" + text + "\x1b[0m"
 }
 
 func place(r *router.RuleRef) string {
-	if r == nil || r.File == "" {
+	switch {
+	case r == nil || r.File == "":
 		return ""
+	case r.Line == 0:
+		return "  [" + r.File + "]"
 	}
-	if r.Line == 0 {
-		return r.File
-	}
-	return r.File + ":" + strconv.Itoa(r.Line)
+	return "  [" + r.File + ":" + strconv.Itoa(r.Line) + "]"
 }
 
 // text is a trace for people.
 func (s Style) text(t *router.Trace) string {
 	var b strings.Builder
-	head := fmt.Sprintf("#%d %s", t.Seq, t.Packet)
-	b.WriteString(s.paint(bold, head))
-	switch {
-	case t.Cause == "answer":
-		b.WriteString("  the router's answer")
-	case t.Cause != "":
-		b.WriteString("  from a socket of the router's own")
-	case t.In != "":
-		b.WriteString("  in by " + t.In)
-	}
-	b.WriteByte('\n')
-	line := func(depth int, format string, a ...any) {
-		b.WriteString(strings.Repeat("  ", depth))
-		fmt.Fprintf(&b, format, a...)
+	for _, l := range Lines(t, s.Matched) {
+		l.write(&b, s.Color)
 		b.WriteByte('\n')
-	}
-	for i := 0; i < len(t.Steps); i++ {
-		x := &t.Steps[i]
-		d := 2 + x.Depth
-		switch x.Kind {
-		case router.StepHook:
-			line(0, "%s  %s", s.paint(bold+";"+blue, x.Hook), s.paint(dim, x.Text))
-		case router.StepTable:
-			if i+1 < len(t.Steps) && t.Steps[i+1].Kind == router.StepPolicy && t.Steps[i+1].Result == "ACCEPT" {
-				if !s.Matched {
-					line(1, "%s", s.paint(dim, x.Table+": policy ACCEPT"))
-				}
-				i++
-				continue
-			}
-			line(1, "%s", s.paint(cyan, x.Table))
-		case router.StepRule:
-			text := fmt.Sprintf("%d %s", x.Rule.Num, x.Rule.Text)
-			at := place(x.Rule)
-			if at != "" {
-				at = "  [" + at + "]"
-			}
-			if !x.Matched {
-				if !s.Matched {
-					line(d, "%s", s.paint(dim, "- "+text+at))
-				}
-				continue
-			}
-			line(d, "%s%s", s.paint(resultColor(x.Result), "+ "+text), s.paint(dim, at))
-		case router.StepReturn:
-			line(d+1, "%s", s.paint(dim, "back from "+x.Chain))
-		case router.StepPolicy:
-			line(d, "policy of %s: %s", x.Chain, s.paint(resultColor(x.Result), x.Result))
-		case router.StepConntrack:
-			c := x.Conn
-			if x.Text != "" {
-				line(1, "conntrack: %s: %s", x.Text, c.Original)
-				continue
-			}
-			line(1, "conntrack: %s%s", s.paint(yellow, c.State), connText(c))
-		case router.StepRoute:
-			line(0, "%s  %s", s.paint(bold+";"+blue, "routing"), routeText(x.Route))
-		case router.StepChange:
-			why := ""
-			if x.Text != "" {
-				why = "  (" + x.Text + ")"
-			}
-			line(d+1, "%s%s", s.paint(yellow, fmt.Sprintf("%s: %s -> %s", x.Field, x.Before, x.After)), s.paint(dim, why))
-		case router.StepNote:
-			line(1, "%s", x.Text)
-		case router.StepDrop:
-			line(0, "%s  %s", s.paint(bold+";"+red, "dropped: "+x.Result), x.Text)
-		case router.StepDeliver:
-			line(0, "%s", s.paint(bold+";"+green, "delivered to the router's own sockets"))
-		}
-	}
-	if t.Lost > 0 {
-		line(1, "(%d more steps)", t.Lost)
-	}
-	if t.Verdict == router.VerdictHeld {
-		line(0, "%s", s.paint(bold+";"+yellow, "held"))
-	}
-	for i := range t.Out {
-		line(0, "%s  %s", s.paint(bold+";"+green, t.Verdict+" out by "+t.Out[i].Iface), t.Out[i].Packet)
 	}
 	b.WriteByte('\n')
 	return b.String()
 }
 
-func resultColor(r string) string {
+// Lines tells a trace; matched: without the rules that do not match.
+func Lines(t *router.Trace, matched bool) (out []Line) {
+	step := -1
+	line := func(depth int, kind string, spans ...Span) {
+		out = append(out, Line{step, depth, kind, spans})
+	}
+	from := ""
+	switch {
+	case t.Cause == "answer":
+		from = "  the router's answer"
+	case t.Cause != "":
+		from = "  from a socket of the router's own"
+	case t.In != "":
+		from = "  in by " + t.In
+	}
+	line(0, "packet", Span{"packet", fmt.Sprintf("#%d %s", t.Seq, t.Packet)}, Span{"", from})
+	for i := 0; i < len(t.Steps); i++ {
+		x := &t.Steps[i]
+		step = i
+		d := 2 + x.Depth
+		switch x.Kind {
+		case router.StepHook:
+			line(0, x.Kind, Span{"hook", x.Hook}, Span{"", "  "}, Span{"dim", x.Text})
+		case router.StepTable:
+			if i+1 < len(t.Steps) && t.Steps[i+1].Kind == router.StepPolicy && t.Steps[i+1].Result == "ACCEPT" {
+				if !matched {
+					line(1, x.Kind, Span{"dim", x.Table + ": policy ACCEPT"})
+				}
+				i++
+				continue
+			}
+			line(1, x.Kind, Span{"table", x.Table})
+		case router.StepRule:
+			text := fmt.Sprintf("%d %s", x.Rule.Num, x.Rule.Text)
+			if x.Matched {
+				line(d, x.Kind, Span{resultClass(x.Result), "+ " + text}, Span{"dim", place(x.Rule)})
+			} else if !matched {
+				line(d, "miss", Span{"dim", "- " + text + place(x.Rule)})
+			}
+		case router.StepReturn:
+			line(d+1, x.Kind, Span{"dim", "back from " + x.Chain})
+		case router.StepPolicy:
+			line(d, x.Kind, Span{"", "policy of " + x.Chain + ": "}, Span{resultClass(x.Result), x.Result})
+		case router.StepConntrack:
+			if x.Text != "" {
+				line(1, x.Kind, Span{"", "conntrack: " + x.Text + ": " + x.Conn.Original})
+				continue
+			}
+			line(1, x.Kind, Span{"", "conntrack: "}, Span{"changed", x.Conn.State}, Span{"", connText(x.Conn)})
+		case router.StepRoute:
+			line(0, x.Kind, Span{"hook", "routing"}, Span{"", "  " + routeText(x.Route)})
+		case router.StepChange:
+			why := ""
+			if x.Text != "" {
+				why = "  (" + x.Text + ")"
+			}
+			line(d+1, x.Kind, Span{"changed", fmt.Sprintf("%s: %s -> %s", x.Field, x.Before, x.After)}, Span{"dim", why})
+		case router.StepNote:
+			line(1, x.Kind, Span{"", x.Text})
+		case router.StepDrop:
+			line(0, x.Kind, Span{"dropped", "dropped: " + x.Result}, Span{"", "  " + x.Text})
+		case router.StepDeliver:
+			line(0, x.Kind, Span{"passed", "delivered to the router's own sockets"})
+		}
+	}
+	if t.Lost > 0 {
+		line(1, "end", Span{"", fmt.Sprintf("(%d more steps)", t.Lost)})
+	}
+	if t.Verdict == router.VerdictHeld {
+		line(0, "end", Span{"held", "held"})
+	}
+	for i := range t.Out {
+		line(0, "end", Span{"passed", t.Verdict + " out by " + t.Out[i].Iface}, Span{"", "  " + t.Out[i].Packet})
+	}
+	return out
+}
+
+// resultClass is how a rule's or policy's result is meant.
+func resultClass(r string) string {
 	switch {
 	case strings.HasPrefix(r, "DROP"), strings.HasPrefix(r, "REJECT"):
-		return red
+		return "bad"
 	case strings.HasPrefix(r, "ACCEPT"):
-		return green
+		return "good"
 	}
-	return plainColor
+	return ""
 }
 
 func connText(c *router.TraceConn) string {

@@ -39,7 +39,7 @@ func (s *Server) pageHandlers() {
 		panic(err) // the folder is embedded
 	}
 	static := http.FileServerFS(page)
-	for _, name := range []string{"{$}", "page.css", "page.js", "flow.js", "icon.svg"} {
+	for _, name := range []string{"{$}", "page.css", "page.js", "flow.js", "plot.js", "icon.svg"} {
 		s.Handle("GET /"+name, Read, static)
 	}
 	s.Handle("GET /api/stream", Read, http.HandlerFunc(s.stream))
@@ -213,8 +213,20 @@ func (s *Server) connections(w http.ResponseWriter, r *http.Request) {
 	answer(w, out)
 }
 
+// told is a trace with its words, those that sluice trace prints.
+type told struct {
+	*router.Trace
+	Lines []play.Line `json:"lines"`
+}
+
 type traces struct {
-	Traces []*router.Trace `json:"traces"`
+	Traces []told `json:"traces"`
+}
+
+func (x *traces) add(ts ...*router.Trace) {
+	for _, t := range ts {
+		x.Traces = append(x.Traces, told{t, play.Lines(t, false)})
+	}
 }
 
 // body reads a request's JSON into v, and tells a client what is wrong with it.
@@ -258,7 +270,7 @@ func (s *Server) trace(w http.ResponseWriter, r *http.Request) {
 			http.Error(w, fmt.Sprintf("packet %d: %v", i+1, err), http.StatusBadRequest)
 			return
 		}
-		out.Traces = append(out.Traces, ts...)
+		out.add(ts...)
 	}
 	answer(w, out)
 }
@@ -270,7 +282,7 @@ func (s *Server) live(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "match: "+err.Error(), http.StatusBadRequest)
 		return
 	}
-	v, err := s.router.Watch(router.WatchOptions{Match: match, Count: 1})
+	v, err := s.router.Watch(router.WatchOptions{Match: match, Queue: 16})
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
@@ -279,9 +291,13 @@ func (s *Server) live(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), livePatience)
 	defer cancel()
 	defer context.AfterFunc(s.ctx, cancel)()
-	out := traces{Traces: []*router.Trace{}}
-	if t := v.Next(ctx.Done()); t != nil {
-		out.Traces = append(out.Traces, t)
+	out := traces{Traces: []told{}}
+	family := r.URL.Query().Get("family")
+	for t := v.Next(ctx.Done()); t != nil; t = v.Next(ctx.Done()) {
+		if family == "" || family == "ipv"+strconv.Itoa(int(t.Family)) {
+			out.add(t)
+			break
+		}
 	}
 	answer(w, out)
 }

@@ -1,109 +1,144 @@
 // The packet-flow diagram: hooks with their tables, routing, local sockets and interfaces.
-import { short } from './page.js';
+import { count, short } from './page.js';
 
 const NS = 'http://www.w3.org/2000/svg';
-const svgEl = (name, attrs = {}, ...inside) => {
+export const svgEl = (name, attrs = {}, ...inside) => {
   const e = document.createElementNS(NS, name);
   for (const [k, v] of Object.entries(attrs)) e.setAttribute(k, v);
   e.append(...inside);
   return e;
 };
 
-// What a packet meets in each hook, in order. Connection tracking is no table, it is shown where it happens.
+// What a packet meets in each hook, in order. STEPS are no tables: they are shown where they happen.
 const HOOKS = {
   PREROUTING: ['raw', 'conntrack', 'mangle', 'nat'],
-  INPUT: ['mangle', 'filter', 'security', 'nat'],
+  INPUT: ['mangle', 'filter', 'security', 'nat', 'confirm'],
   FORWARD: ['mangle', 'filter', 'security'],
   OUTPUT: ['raw', 'conntrack', 'mangle', 'nat', 'filter', 'security'],
-  POSTROUTING: ['mangle', 'nat'],
+  POSTROUTING: ['mangle', 'nat', 'confirm'],
 };
+const LAST = { PREROUTING: 'mangle', INPUT: 'security', FORWARD: 'security', OUTPUT: 'security', POSTROUTING: 'mangle' }; // that all packets meet
+const STEPS = { conntrack: 'conntrack', confirm: 'conntrack: confirm' };
+const TITLES = { in: 'interfaces in', out: 'interfaces out', route: 'routing', oroute: 'routing', local: 'local sockets' };
+const CHIP = 24, GAP = 4, HEAD = 50, MOST = 6;
 
-// Two drawings of the same: for wide windows and for phones.
+// Two drawings of the same, for wide windows and for phones: places of boxes (x, width, and the
+// y of the middle or the box above), and the sides that arrows leave and enter by.
 const WIDE = {
-  view: [1290, 560],
-  boxes: { in: [10, 110, 160], PREROUTING: [215, 80, 180], route: [445, 140, 120], FORWARD: [640, 96, 180], POSTROUTING: [900, 110, 180], out: [1120, 110, 160], INPUT: [415, 335, 180], local: [645, 400, 120], OUTPUT: [815, 290, 180], reroute: [1045, 385, 120] },
-  edges: { 'in-PREROUTING': 'rl', 'PREROUTING-route': 'rl', 'route-FORWARD': 'rl', 'FORWARD-POSTROUTING': 'rl', 'POSTROUTING-out': 'rl', 'route-INPUT': 'bt', 'INPUT-local': 'rl', 'local-OUTPUT': 'rl', 'OUTPUT-reroute': 'rl', 'reroute-POSTROUTING': 'tb' },
+  view: [1400, 520],
+  boxes: { in: [8, 176, 122], PREROUTING: [250, 190, 122], route: [508, 124, 122], FORWARD: [700, 190, 122], POSTROUTING: [960, 190, 122], out: [1218, 174, 122],
+    INPUT: [475, 190, 392], local: [727, 112, 392], oroute: [901, 104, 392], OUTPUT: [1067, 190, 392] },
+  edges: { 'in-PREROUTING': 'rl', 'PREROUTING-route': 'rl', 'route-FORWARD': 'rl', 'FORWARD-POSTROUTING': 'rl', 'POSTROUTING-out': 'rl', 'route-INPUT': 'bt', 'INPUT-local': 'rl', 'local-oroute': 'rl', 'oroute-OUTPUT': 'rl', 'OUTPUT-POSTROUTING': 'tb' },
 };
 const TALL = {
-  view: [410, 1230],
-  boxes: { in: [10, 10, 185], PREROUTING: [10, 165, 185], route: [45, 375, 120], FORWARD: [10, 560, 185], POSTROUTING: [10, 930, 185], out: [10, 1090, 185], INPUT: [220, 300, 182], local: [250, 520, 120], OUTPUT: [220, 630, 182], reroute: [250, 930, 120] },
-  edges: { 'in-PREROUTING': 'bt', 'PREROUTING-route': 'bt', 'route-FORWARD': 'bt', 'FORWARD-POSTROUTING': 'bt', 'POSTROUTING-out': 'bt', 'route-INPUT': 'rl', 'INPUT-local': 'bt', 'local-OUTPUT': 'bt', 'OUTPUT-reroute': 'bt', 'reroute-POSTROUTING': 'lr' },
+  view: [410, 0],
+  columns: [[8, 188, ['in', 'PREROUTING', 'route', 'FORWARD', 'POSTROUTING', 'out']], [214, 188, ['', 'INPUT', 'local', 'oroute', 'OUTPUT']]],
+  edges: { 'in-PREROUTING': 'bt', 'PREROUTING-route': 'bt', 'route-FORWARD': 'bt', 'FORWARD-POSTROUTING': 'bt', 'POSTROUTING-out': 'bt', 'route-INPUT': 'rl', 'INPUT-local': 'bt', 'local-oroute': 'bt', 'oroute-OUTPUT': 'bt', 'OUTPUT-POSTROUTING': 'br' },
 };
-const TITLES = { in: 'interfaces in', out: 'interfaces out', route: 'routing', reroute: 'routing', local: 'local sockets' };
-const CHIP = 24, GAP = 4, HEAD = 52, ROWS = 6;
 
 export class Flow {
   constructor(home, open) {
     this.home = home;
     this.open = open;
-    this.narrow = window.matchMedia('(max-width: 700px)');
-    this.narrow.addEventListener('change', () => { this.draw(); if (this.args) this.update(...this.args); this.light(this.trace, true); });
+    this.rows = 2;
+    this.narrow = window.matchMedia('(max-width: 760px)');
+    this.narrow.addEventListener('change', () => this.redraw());
     this.draw();
+  }
+
+  redraw() {
+    this.draw();
+    if (this.args) this.update(...this.args);
+    if (this.lit) this.light(...this.lit);
   }
 
   height(id) {
     if (HOOKS[id]) return HEAD + HOOKS[id].length * (CHIP + GAP) + 6;
-    return id === 'in' || id === 'out' ? 42 + ROWS * 15 : 62;
+    return id === 'in' || id === 'out' ? 46 + this.rows * 15 : 56;
+  }
+
+  // place finds every box's place: [x, y, width, height].
+  place(plan) {
+    const at = {};
+    for (const [id, [x, w, middle]] of Object.entries(plan.boxes || {})) at[id] = [x, middle - this.height(id) / 2, w, this.height(id)];
+    if (!plan.columns) return [at, plan.view[1]];
+    const [left, right] = plan.columns, gap = 50;
+    const stack = ([x, w, ids], y) => { for (const id of ids) if (id) { at[id] = [x, y, w, this.height(id)]; y += this.height(id) + gap; } return y; };
+    stack(left, 10);
+    at.route[0] += 40; // room for the arrow to INPUT
+    at.route[2] -= 80;
+    stack(right, at.route[1] + at.route[3] / 2 - this.height('INPUT') / 2);
+    // The way back from OUTPUT goes below it.
+    const down = Math.max(0, at.OUTPUT[1] + at.OUTPUT[3] + 50 - at.POSTROUTING[3] / 2 - at.POSTROUTING[1]);
+    at.POSTROUTING[1] += down;
+    at.out[1] += down;
+    return [at, Math.max(at.out[1] + at.out[3], at.OUTPUT[1] + at.OUTPUT[3]) + 32];
   }
 
   draw() {
-    const plan = (this.plan = this.narrow.matches ? TALL : WIDE);
-    const svg = svgEl('svg', { viewBox: `0 0 ${plan.view.join(' ')}`, role: 'group', 'aria-label': 'Packet flow through the hooks' });
-    svg.append(svgEl('defs', {}, svgEl('marker', { id: 'tip', viewBox: '0 0 8 8', refX: 7, refY: 4, markerWidth: 9, markerHeight: 9, markerUnits: 'userSpaceOnUse', orient: 'auto' }, svgEl('path', { d: 'M0 0L8 4L0 8z', fill: 'var(--soft)' }))));
+    const plan = this.narrow.matches ? TALL : WIDE;
+    const [at, height] = this.place(plan);
+    this.at = at;
+    const svg = svgEl('svg', { viewBox: `0 0 ${plan.view[0]} ${height}`, role: 'group', 'aria-label': 'Packet flow through the hooks' });
+    const tip = (id, color) => svgEl('marker', { id, viewBox: '0 0 8 8', refX: 7, refY: 4, markerWidth: 9, markerHeight: 9, markerUnits: 'userSpaceOnUse', orient: 'auto' }, svgEl('path', { d: 'M0 0L8 4L0 8z', fill: `var(${color})` }));
+    svg.append(svgEl('defs', {}, tip('tip', '--soft'), tip('tiplit', '--glow')));
     this.nodes = {};
     this.edges = {};
     this.chips = {};
     for (const [id, sides] of Object.entries(plan.edges)) this.edge(svg, id, sides);
-    for (const id of Object.keys(plan.boxes)) this.box(svg, id);
+    for (const id of Object.keys(at)) this.box(svg, id);
+    for (const e of Object.values(this.edges)) svg.append(e.label);
     this.home.replaceChildren(svg);
   }
 
   anchor(id, side) {
-    const [x, y, w] = this.plan.boxes[id], h = this.height(id);
+    const [x, y, w, h] = this.at[id];
     return { l: [x, y + h / 2, -1, 0], r: [x + w, y + h / 2, 1, 0], t: [x + w / 2, y, 0, -1], b: [x + w / 2, y + h, 0, 1] }[side];
   }
 
   edge(svg, id, sides) {
     const [from, to] = id.split('-');
     const [x1, y1, dx1, dy1] = this.anchor(from, sides[0]), [x2, y2, dx2, dy2] = this.anchor(to, sides[1]);
-    const bend = Math.max(14, Math.hypot(x2 - x1, y2 - y1) / 2.4);
+    const bend = Math.max(12, Math.hypot(x2 - x1, y2 - y1) / 2.4);
     const path = svgEl('path', { class: 'edge', 'marker-end': 'url(#tip)', d: `M${x1} ${y1}C${x1 + dx1 * bend} ${y1 + dy1 * bend} ${x2 + dx2 * bend} ${y2 + dy2 * bend} ${x2} ${y2}` });
-    const across = dx1 !== 0;
-    const label = svgEl('text', { class: 'rate', x: (x1 + x2) / 2 + (across ? 0 : 6), y: (y1 + y2) / 2 - (across ? 8 : 0), 'text-anchor': across ? 'middle' : 'start' });
-    const title = svgEl('title');
-    path.append(title);
-    svg.append(path, label);
-    this.edges[id] = { path, label, title };
+    // Packets on one side of the arrow, bytes on the other.
+    const across = dx1 !== 0, x = (x1 + x2) / 2 + (across ? 0 : Math.abs(x2 - x1) / 2), y = (y1 + y2) / 2;
+    const anchor = across ? 'middle' : 'start';
+    const p = svgEl('tspan', { x: across ? x : x + 9, y: across ? y - 8 : y - 3 }), b = svgEl('tspan', { x: across ? x : x + 9, y: across ? y + 17 : y + 11 });
+    const label = svgEl('text', { class: 'rate', 'text-anchor': anchor }, p, b);
+    svg.append(path);
+    this.edges[id] = { path, label, p, b };
   }
 
   box(svg, id) {
-    const [x, y, w] = this.plan.boxes[id], h = this.height(id), hook = HOOKS[id];
-    const rate = svgEl('text', { class: 'rate', x: x + w / 2, y: y + 35, 'text-anchor': 'middle' });
-    const drop = svgEl('text', { class: 'drop', x: x + w / 2, y: y + 48, 'text-anchor': 'middle' });
-    const g = svgEl('g', { 'data-node': id },
-      svgEl('rect', { class: 'box' + (hook ? ' hook' : ''), x, y, width: w, height: h, rx: 10 }),
-      svgEl('text', { class: 'title', x: x + w / 2, y: y + 19, 'text-anchor': 'middle' }, TITLES[id] || id), rate, drop);
-    const node = (this.nodes[id] = { g, rate, drop, rows: [] });
+    const [x, y, w, h] = this.at[id], hook = HOOKS[id], middle = x + w / 2;
+    const text = (cls, dy, inside = '') => svgEl('text', { class: cls, x: middle, y: y + dy, 'text-anchor': 'middle' }, inside);
+    const rate = text('rate', 36);
+    const drops = [text('drop', h + 13), text('drop', h + 25)];
+    if (id === 'route') drops.forEach((d, i) => d.setAttribute('y', y - 18 + i * 12));
+    const g = svgEl('g', { 'data-node': id, class: 'node' },
+      svgEl('rect', { class: 'box' + (hook ? ' hook' : ''), x, y, width: w, height: h, rx: 10 }), text('title', 20, TITLES[id] || id), rate, ...drops);
+    const node = (this.nodes[id] = { g, rate, drops, rows: [] });
     if (id === 'in' || id === 'out') {
-      drop.setAttribute('y', y + h - 5);
-      for (let i = 0; i < ROWS; i++) {
-        const t = svgEl('text', { class: 'rate', x: x + 10, y: y + 52 + i * 15 });
-        node.rows.push(t);
-        g.append(t);
+      for (let i = 0; i < this.rows; i++) {
+        const name = svgEl('text', { class: 'rate', x: x + 10, y: y + 54 + i * 15 }), value = svgEl('text', { class: 'rate', x: x + w - 10, y: y + 54 + i * 15, 'text-anchor': 'end' });
+        node.rows.push({ name, value });
+        g.append(name, value);
       }
     }
-    (hook || []).forEach((table, i) => g.append(this.chip(id, table, x + 10, y + HEAD + i * (CHIP + GAP), w - 20)));
+    (hook || []).forEach((table, i) => g.append(this.chip(id, table, x + 8, y + HEAD + i * (CHIP + GAP), w - 16)));
     svg.append(g);
   }
 
   chip(hook, table, x, y, w) {
-    const plain = table === 'conntrack';
-    const name = svgEl('text', { class: 'name', x: x + 8, y: y + 16.5 }, table);
+    const step = STEPS[table];
+    const name = svgEl('text', { class: 'name', x: x + 8, y: y + 16.5 }, step || table);
     const rate = svgEl('text', { class: 'rate', x: x + w - 6, y: y + 16.5, 'text-anchor': 'end' });
-    const g = svgEl('g', { class: 'chip' + (plain ? ' step' : ''), 'data-chip': `${hook}/${table}` }, svgEl('rect', { x, y, width: w, height: CHIP, rx: 6 }), name, rate);
-    if (!plain) {
+    const g = svgEl('g', { class: 'chip' + (step ? ' step' : ''), 'data-chip': `${hook}/${table}` }, svgEl('rect', { x, y, width: w, height: CHIP, rx: 6 }), name, rate);
+    if (!step) {
       g.setAttribute('role', 'button');
       g.setAttribute('tabindex', '0');
+      g.setAttribute('aria-label', `${table} table, chain ${hook}`);
       g.addEventListener('click', () => this.open(table, hook));
       g.addEventListener('keydown', (e) => { if (e.key === 'Enter' || e.key === ' ') { e.preventDefault(); this.open(table, hook); } });
     }
@@ -114,111 +149,138 @@ export class Flow {
   // update writes the rates between two readings.
   update(a, b, family) {
     this.args = [a, b, family];
+    const rows = Math.min(MOST, Math.max(1, b.interfaces.length));
+    if (rows !== this.rows) { this.rows = rows; this.draw(); if (this.lit) this.light(...this.lit); }
     const dt = a ? b.uptime_seconds - a.uptime_seconds : 0;
     const per = (now, then) => (dt > 0 ? Math.max(0, now - then) / dt : 0);
+    const rate = (now, then) => ({ p: per(now.packets, then.packets), b: per(now.bytes, then.bytes) });
+    const mine = (x) => !family || x.family === family;
+    const came = (st, hook) => sum((st?.hooks || []).filter((h) => h.hook === hook && mine(h)), 'packets', 'bytes');
     const chain = (st, hook, table) => {
-      let packets = 0, bytes = 0, rules = 0, policy = [];
-      for (const t of st?.tables || []) if (t.name === table && (!family || t.family === family)) {
-        for (const c of t.chains) if (c.name === hook) { packets += c.entered_packets; bytes += c.entered_bytes; rules += c.num_rules; policy.push(c.policy); }
-      }
-      return { packets, bytes, rules, policy };
+      const cs = (st?.tables || []).filter((t) => t.name === table && mine(t)).flatMap((t) => t.chains.filter((c) => c.name === hook));
+      return { ...sum(cs, 'entered_packets', 'entered_bytes'), rules: cs.reduce((n, c) => n + c.num_rules, 0), policy: cs.map((c) => c.policy) };
     };
-    const entered = (hook) => {
-      const first = HOOKS[hook][0], now = chain(b, hook, first), then = chain(a, hook, first);
-      return { p: per(now.packets, then.packets), b: per(now.bytes, then.bytes) };
-    };
-    const dropped = (hook) => {
-      const sum = (st) => (st?.drops || []).reduce((n, d) => n + (d.reason.split('.')[1] === hook ? d.packets : 0), 0);
-      return per(sum(b), a ? sum(a) : 0);
-    };
-    const leaving = (hook) => {
-      const e = entered(hook), p = Math.max(0, e.p - dropped(hook));
+    const entered = Object.fromEntries(Object.keys(HOOKS).map((h) => [h, rate(came(b, h), came(a, h))]));
+    const lost = this.dropped(a, b, per);
+    // What leaves a hook is what its last table met, without what that one and NAT drop.
+    const left = (hook) => {
+      const last = LAST[hook], e = rate(chain(b, hook, last), chain(a, hook, last));
+      const late = (lost[hook] || []).filter((d) => [last, 'nat'].includes(d.reason.split('.')[0])).reduce((n, d) => n + d.rate, 0);
+      const p = Math.max(0, e.p - late);
       return { p, b: e.p > 0 ? (e.b * p) / e.p : 0 };
     };
+    for (const [id, node] of Object.entries(this.nodes)) {
+      const ds = lost[id] || [];
+      node.drops[0].textContent = ds.length > 0 ? `${short(ds[0].rate)}/s ${ds[0].reason}` : '';
+      node.drops[1].textContent = ds.length === 2 ? `${short(ds[1].rate)}/s ${ds[1].reason}` : ds.length > 2 ? `and ${ds.length - 1} other reasons` : '';
+    }
     for (const hook of Object.keys(HOOKS)) {
-      const e = entered(hook), d = dropped(hook), node = this.nodes[hook];
-      this.rate(node.rate, e);
-      node.drop.textContent = d > 0 ? `${short(d)} dropped/s` : '';
+      this.rate(hook, entered[hook]);
       for (const table of HOOKS[hook]) {
         const chip = this.chips[`${hook}/${table}`];
-        if (table === 'conntrack') { chip.rate.textContent = hook === 'PREROUTING' ? short(b.conntrack.count) + ' flows' : ''; continue; }
-        const now = chain(b, hook, table), then = chain(a, hook, table), p = per(now.packets, then.packets);
-        chip.rate.textContent = short(p) + '/s';
+        if (STEPS[table]) { if (hook === 'PREROUTING') chip.rate.textContent = count(b.conntrack.count, 'flow'); continue; }
+        const now = chain(b, hook, table), r = rate(now, chain(a, hook, table));
+        chip.rate.textContent = r.p > 0 ? `${short(r.p)}/s · ${short(r.b, 'B/s')}` : now.rules > 0 ? count(now.rules, 'rule') : '';
         chip.g.classList.toggle('used', now.rules > 0 || now.policy.includes('DROP'));
-        chip.g.setAttribute('aria-label', `${table} table, chain ${hook}: ${now.rules} rules, policy ${now.policy.join(' and ')}, ${short(p)} packets per second`);
+        chip.g.setAttribute('aria-label', `${table} table, chain ${hook}: ${now.rules} rules, policy ${[...new Set(now.policy)].join(' and ')}, ${short(r.p)} packets and ${short(r.b, 'B')} per second`);
       }
     }
-    const ifaces = (dir) => {
-      const rows = b.interfaces.map((i) => {
-        const o = a?.interfaces.find((x) => x.name === i.name);
-        return { name: i.name, up: i.state === 'up', p: o ? per(i[dir + '_packets'], o[dir + '_packets']) : 0, b: o ? per(i[dir + '_bytes'], o[dir + '_bytes']) : 0 };
-      });
-      const node = this.nodes[dir === 'rx' ? 'in' : 'out'];
-      const shown = rows.length > ROWS ? rows.slice(0, ROWS - 1) : rows;
-      node.rows.forEach((t, i) => {
-        const r = shown[i];
-        t.textContent = r ? `${r.name}${r.up ? '' : ' (gone)'} ${short(r.p)}/s ${short(r.b * 8, 'bit/s')}` : i === ROWS - 1 && rows.length > ROWS ? `${rows.length - ROWS + 1} more` : '';
-      });
-      const sum = rows.reduce((s, r) => ({ p: s.p + r.p, b: s.b + r.b }), { p: 0, b: 0 });
-      this.rate(node.rate, sum);
-      return sum;
-    };
-    const rx = ifaces('rx'), tx = ifaces('tx'), fw = entered('FORWARD'), inp = entered('INPUT');
-    this.rate(this.nodes.route.rate, { p: fw.p + inp.p, b: fw.b + inp.b });
-    this.rate(this.nodes.reroute.rate, leaving('OUTPUT'));
-    this.rate(this.nodes.local.rate, { p: per(b.delivered_packets, a?.delivered_packets ?? 0) + per(b.sent_packets, a?.sent_packets ?? 0), b: leaving('INPUT').b + entered('OUTPUT').b });
-    const lost = per((b.drops || []).reduce((n, d) => n + d.packets, 0), (a?.drops || []).reduce((n, d) => n + d.packets, 0));
-    this.nodes.in.drop.textContent = lost > 0 && a ? `${short(lost)} dropped/s in all` : '';
-    this.flow('in-PREROUTING', family ? entered('PREROUTING') : rx);
-    this.flow('PREROUTING-route', { p: fw.p + inp.p, b: fw.b + inp.b });
-    this.flow('route-FORWARD', fw);
-    this.flow('route-INPUT', inp);
-    this.flow('INPUT-local', leaving('INPUT'));
-    this.flow('local-OUTPUT', entered('OUTPUT'));
-    this.flow('OUTPUT-reroute', leaving('OUTPUT'));
-    this.flow('reroute-POSTROUTING', leaving('OUTPUT'));
-    this.flow('FORWARD-POSTROUTING', leaving('FORWARD'));
-    this.flow('POSTROUTING-out', family ? leaving('POSTROUTING') : tx);
+    const total = { rx: this.interfaces(a, b, 'rx', 'in', per), tx: this.interfaces(a, b, 'tx', 'out', per) };
+    const through = { p: entered.FORWARD.p + entered.INPUT.p, b: entered.FORWARD.b + entered.INPUT.b };
+    this.rate('route', through);
+    this.rate('oroute', entered.OUTPUT);
+    const inside = left('INPUT');
+    this.rate('local', { p: inside.p + entered.OUTPUT.p, b: inside.b + entered.OUTPUT.b });
+    this.flow('in-PREROUTING', family ? entered.PREROUTING : total.rx);
+    this.flow('PREROUTING-route', left('PREROUTING'));
+    this.flow('route-FORWARD', entered.FORWARD);
+    this.flow('route-INPUT', entered.INPUT);
+    this.flow('INPUT-local', inside);
+    this.flow('local-oroute', entered.OUTPUT);
+    this.flow('oroute-OUTPUT', entered.OUTPUT);
+    this.flow('OUTPUT-POSTROUTING', left('OUTPUT'));
+    this.flow('FORWARD-POSTROUTING', left('FORWARD'));
+    this.flow('POSTROUTING-out', family ? left('POSTROUTING') : total.tx);
   }
 
-  rate(text, { p, b }) { text.textContent = `${short(p)}/s · ${short(b * 8, 'bit/s')}`; }
+  // dropped gives what is dropped now, by box: the most first.
+  dropped(a, b, per) {
+    const then = new Map((a?.drops || []).map((d) => [d.reason, d.packets])), out = {};
+    for (const d of a ? b.drops || [] : []) {
+      const rate = per(d.packets, then.get(d.reason) ?? 0);
+      if (rate > 0) (out[placeOf(d.reason)] ??= []).push({ reason: d.reason, rate });
+    }
+    for (const ds of Object.values(out)) ds.sort((x, y) => y.rate - x.rate);
+    return out;
+  }
+
+  interfaces(a, b, dir, id, per) {
+    const all = b.interfaces.map((i) => {
+      const o = a?.interfaces.find((x) => x.name === i.name);
+      return { name: i.name, up: i.state === 'up', p: o ? per(i[dir + '_packets'], o[dir + '_packets']) : 0, b: o ? per(i[dir + '_bytes'], o[dir + '_bytes']) : 0 };
+    });
+    const more = all.length > this.rows, shown = more ? all.slice(0, this.rows - 1) : all;
+    this.nodes[id].rows.forEach((row, i) => {
+      const r = shown[i];
+      row.name.textContent = r ? r.name + (r.up ? '' : ' (gone)') : more && i === this.rows - 1 ? `${all.length - this.rows + 1} more` : '';
+      row.value.textContent = r ? `${short(r.p)}/s · ${short(r.b, 'B/s')}` : '';
+    });
+    const t = { p: all.reduce((n, r) => n + r.p, 0), b: all.reduce((n, r) => n + r.b, 0) };
+    this.rate(id, t);
+    return t;
+  }
+
+  rate(id, { p, b }) { this.nodes[id].rate.textContent = `${short(p)}/s · ${short(b, 'B/s')}`; }
 
   flow(id, { p, b }) {
     const e = this.edges[id];
     e.path.classList.toggle('on', p > 0);
-    e.path.style.strokeWidth = 2 + Math.min(6, Math.log10(1 + p));
-    e.label.textContent = p > 0 ? short(p) + '/s' : '';
-    e.title.textContent = `${short(p)} packets/s, ${short(b * 8, 'bit/s')}`;
+    e.path.style.strokeWidth = 2 + Math.min(5, Math.log10(1 + p));
+    e.p.textContent = short(p) + '/s';
+    e.b.textContent = short(b, 'B/s');
   }
 
-  // light marks a traced packet's way, step by step; null takes the marks away.
-  light(trace, atOnce) {
-    this.trace = trace;
-    for (const t of this.timers || []) clearTimeout(t);
-    this.timers = [];
-    for (const e of this.home.querySelectorAll('.lit')) e.classList.remove('lit');
+  // light marks a traced packet's way up to a step, the last of it most; null takes the marks away.
+  light(trace, upto) {
+    this.lit = trace ? [trace, upto] : null;
+    for (const e of this.home.querySelectorAll('.lit, .now, .dead')) e.classList.remove('lit', 'now', 'dead');
+    for (const e of Object.values(this.edges)) e.path.setAttribute('marker-end', 'url(#tip)');
     if (!trace) return;
-    const way = [], go = (node) => { if (way.at(-1)?.node !== node) way.push({ node }); };
+    let from = '', now = null;
+    const go = (id) => {
+      const n = this.nodes[id];
+      if (!n) return;
+      n.g.classList.add('lit');
+      now = n.g;
+      const e = this.edges[`${from}-${id}`];
+      if (e) { e.path.classList.add('lit'); e.path.setAttribute('marker-end', 'url(#tiplit)'); }
+      from = id;
+    };
+    const touch = (hook, table) => { const c = this.chips[`${hook}/${table}`]; if (c) { c.g.classList.add('lit'); now = c.g; } };
     let hook = '';
-    if (trace.in) go('in'); else go('local');
-    for (const s of trace.steps) {
+    go(trace.in ? 'in' : 'local');
+    for (const s of trace.steps.slice(0, upto + 1)) {
       if (s.kind === 'hook') { hook = s.hook; go(hook); }
-      else if (s.kind === 'table') way.push({ chip: `${s.hook || hook}/${s.table}` });
-      else if (s.kind === 'conntrack') way.push({ chip: `${s.hook || hook}/conntrack` });
-      else if (s.kind === 'route') go(hook === 'OUTPUT' ? 'reroute' : 'route');
+      else if (s.kind === 'table' || s.kind === 'rule' || s.kind === 'policy' || s.kind === 'return') touch(s.hook || hook, s.table);
+      else if (s.kind === 'conntrack') touch(s.hook || hook, s.text === 'confirmed' ? 'confirm' : 'conntrack');
+      else if (s.kind === 'route') go(!trace.in && hook !== 'PREROUTING' ? 'oroute' : 'route');
       else if (s.kind === 'deliver') go('local');
       else if (s.kind === 'send') go('out');
+      else if (s.kind === 'drop') this.nodes[from]?.g.classList.add('dead');
     }
-    const still = atOnce || window.matchMedia('(prefers-reduced-motion: reduce)').matches;
-    let from = '', at = 0;
-    for (const w of way) {
-      const mark = () => {
-        if (w.chip) { this.chips[w.chip]?.g.classList.add('lit'); return; }
-        this.nodes[w.node]?.g.classList.add('lit');
-        this.edges[`${from}-${w.node}`]?.path.classList.add('lit');
-        from = w.node;
-      };
-      if (still) mark(); else this.timers.push(setTimeout(mark, (at += 120)));
-    }
+    now?.classList.add('now');
   }
+}
+
+const sum = (list, packets, bytes) => ({ packets: list.reduce((n, x) => n + x[packets], 0), bytes: list.reduce((n, x) => n + x[bytes], 0) });
+
+// placeOf names the box that a drop reason belongs to.
+function placeOf(reason) {
+  const [room, hook] = reason.split('.');
+  if (HOOKS[hook]) return hook;
+  if (room === 'conntrack' || room === 'frag') return 'PREROUTING';
+  if (room === 'local' || room === 'icmp') return 'local';
+  if (room === 'ip' || room === 'ipv6') return 'route';
+  if (room === 'nat' || room === 'uplink') return 'POSTROUTING';
+  return room === 'link' && /down|gone|write|send|neighbour/.test(hook) ? 'out' : 'in';
 }

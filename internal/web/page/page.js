@@ -1,5 +1,6 @@
 // The page: the packet flow with live rates, rules, traces, connections, graphs.
-import { Flow } from './flow.js';
+import { Flow, svgEl } from './flow.js';
+import { Plot } from './plot.js';
 
 const $ = (id) => document.getElementById(id);
 let family = '', last = null, before = null, writable = false;
@@ -17,10 +18,13 @@ export const el = (name, attrs = {}, ...inside) => {
 // short writes a number as people read it: 1.2k, 35M.
 export const short = (n, unit = '') => {
   let i = 0;
-  while (n >= 1000 && i < 5) { n /= 1000; i++; }
-  const digits = n >= 100 || (i === 0 && Number.isInteger(n)) ? 0 : n >= 10 ? 1 : n > 0 && n < 0.1 ? 2 : 1;
+  while (n >= 999.5 && i < 5) { n /= 1000; i++; }
+  const digits = n >= 99.95 || (i === 0 && Number.isInteger(n)) ? 0 : n >= 10 ? 1 : n > 0 && n < 0.1 ? 2 : 1;
   return n.toFixed(digits) + (unit ? ' ' : '') + ['', 'k', 'M', 'G', 'T', 'P'][i] + unit;
 };
+
+// count is so many of something.
+export const count = (n, what) => `${short(n)} ${what}${n === 1 ? '' : 's'}`;
 
 const get = async (path, options) => {
   const r = await fetch(path, options);
@@ -53,12 +57,12 @@ function duration(s) {
 function show() {
   const gone = last.interfaces.filter((i) => i.state !== 'up').map((i) => i.name);
   state(gone.length ? 'bad' : 'ok', gone.length ? gone.join(', ') + ' gone' : 'routing');
-  $('who').textContent = `${last.version} · ${(last.config || 'embedded').split('/').pop()} · up ${duration(last.uptime_seconds)} · ${short(last.conntrack.count)} connections`;
+  $('who').textContent = `${last.version} · ${(last.config || 'embedded').split('/').pop()} · up ${duration(last.uptime_seconds)} · ${count(last.conntrack.count, 'connection')}`;
   writable = last.writable;
   $('edit').hidden = !writable;
   const names = last.interfaces.map((i) => i.name), choice = $('in');
   if ([...choice.options].slice(1).map((o) => o.value).join() !== names.join()) {
-    choice.replaceChildren(el('option', { value: '' }, 'by its source'), ...names.map((n) => el('option', { value: n }, n)));
+    choice.replaceChildren(el('option', { value: '' }, "its source's route"), ...names.map((n) => el('option', { value: n }, n)));
   }
   flow.update(before, last, family);
   drops();
@@ -67,11 +71,15 @@ function show() {
 function drops() {
   const old = new Map((before?.drops || []).map((d) => [d.reason, d.packets]));
   const dt = before ? last.uptime_seconds - before.uptime_seconds : 0;
-  const rows = (last.drops || []).slice(0, 40).map((d) => el('tr', {},
-    el('td', { class: 'm', title: d.doc }, d.reason), el('td', { class: 'n' }, short(d.packets)),
-    el('td', { class: 'n' }, dt > 0 ? short((d.packets - (old.get(d.reason) ?? 0)) / dt) : '')));
-  $('drops').tBodies[0].replaceChildren(...(rows.length ? rows : [el('tr', {}, el('td', { colspan: 3 }, 'Nothing was dropped.'))]));
+  const rows = (last.drops || []).slice(0, 40).map((d) => {
+    const rate = dt > 0 ? Math.max(0, d.packets - (old.get(d.reason) ?? 0)) / dt : 0;
+    return el('tr', { class: rate > 0 ? 'busy' : '' }, el('td', { class: 'm' }, d.reason, el('span', { class: 'doc' }, d.doc)),
+      el('td', { class: 'n' }, short(d.packets)), el('td', { class: 'n' }, short(rate)));
+  });
+  $('drops').tBodies[0].replaceChildren(...(rows.length ? rows : [nothing(3, 'Nothing was dropped.')]));
 }
+
+function nothing(columns, text) { return el('tr', {}, el('td', { colspan: columns, class: 'none' }, text)); }
 
 for (const b of document.querySelectorAll('[data-family]')) {
   b.onclick = () => {
@@ -84,22 +92,45 @@ for (const b of document.querySelectorAll('[data-family]')) {
 
 // --- rules
 
-let opened = null, ruleCounts = new Map(), ruleTimer = 0;
+let opened = null, opener = null, ruleCounts = new Map(), ruleTimer = 0;
 
 async function openRules(table, chain, fam) {
-  const list = last.tables.filter((t) => t.name === table && (!family || t.family === family));
+  const list = (last?.tables || []).filter((t) => t.name === table && (!family || t.family === family));
   if (!list.length) return;
-  const inOrder = list.flatMap((t) => t.chains.map((c) => ({ family: t.family, table, chain: c.name, rules: c.num_rules })));
+  const inOrder = list.flatMap((t) => t.chains.map((c) => ({ family: t.family, table, chain: c.name, rules: c.num_rules, builtin: !!c.policy })));
   const fresh = !opened;
-  opened = inOrder.find((c) => c.chain === chain && (!fam || c.family === fam)) || inOrder[0];
+  const named = inOrder.filter((c) => c.chain === chain && (!fam || c.family === fam));
+  opened = named.find((c) => c.rules > 0) || named[0] || inOrder[0];
+  if (fresh) opener = document.activeElement;
   ruleCounts = new Map();
   $('rulesbox').hidden = false;
   $('rulesh').textContent = `Table ${table}`;
   $('chains').replaceChildren(...inOrder.map((c) => el('button', {
-    type: 'button', role: 'tab', 'aria-selected': String(c === opened), onclick: () => openRules(table, c.chain, c.family),
-  }, `${list.length > 1 ? c.family + ' ' : ''}${c.chain} (${c.rules})`)));
+    type: 'button', role: 'tab', id: `tab-${c.family}-${c.chain}`, 'aria-controls': 'rulespanel', 'aria-selected': String(c === opened), tabindex: c === opened ? '0' : '-1',
+    class: c.rules ? '' : 'empty', onclick: () => openRules(table, c.chain, c.family),
+  }, list.length > 1 ? el('span', { class: 'fam' }, c.family === 'ipv6' ? '6' : '4') : '', c.chain, el('span', { class: 'count' }, String(c.rules)))));
+  $('rulespanel').setAttribute('aria-labelledby', `tab-${opened.family}-${opened.chain}`);
   if (fresh) { $('rulesbox').scrollIntoView({ block: 'nearest' }); $('rulesh').focus({ preventScroll: true }); }
   await loadRules();
+}
+
+// Arrow keys go from chain to chain, as in all tab lists.
+$('chains').onkeydown = (e) => {
+  const tabs = [...$('chains').children], at = tabs.indexOf(document.activeElement);
+  const to = { ArrowRight: at + 1, ArrowDown: at + 1, ArrowLeft: at - 1, ArrowUp: at - 1, Home: 0, End: tabs.length - 1 }[e.key];
+  if (to === undefined || at < 0) return;
+  e.preventDefault();
+  const id = tabs[(to + tabs.length) % tabs.length].id;
+  document.getElementById(id).click();
+  document.getElementById(id).focus();
+};
+
+// ruleText is a rule with the chain that it jumps to as a link.
+function ruleText(text, at) {
+  const m = /^(.* -[jg] )(\S+)$/.exec(text);
+  const to = m && last.tables.find((t) => t.name === at.table && t.family === at.family)?.chains.find((c) => c.name === m[2] && !c.policy);
+  if (!to) return [text];
+  return [m[1], el('button', { type: 'button', class: 'link', onclick: () => openRules(at.table, to.name, at.family) }, m[2])];
 }
 
 async function loadRules() {
@@ -111,78 +142,144 @@ async function loadRules() {
     if (at !== opened) return;
     const now = performance.now(), dt = ruleCounts.time ? (now - ruleCounts.time) / 1000 : 0, counts = new Map();
     counts.time = now;
-    const row = (key, num, r, text) => {
-      counts.set(key, r.packets);
-      const rate = dt && ruleCounts.has(key) ? Math.max(0, r.packets - ruleCounts.get(key)) / dt : 0;
-      return el('tr', { 'data-rule': num, class: rate > 0 ? 'lit' : '' }, el('td', { class: 'n' }, num), el('td', { class: 'n' }, short(r.packets)), el('td', { class: 'n' }, short(rate)),
-        el('td', { class: 'n' }, short(r.bytes, 'B')), el('td', { class: 'm' }, text));
+    const row = (key, num, r, ...text) => {
+      counts.set(key, r);
+      const old = ruleCounts.get(key), per = (k) => (dt && old ? Math.max(0, r[k] - old[k]) / dt : 0);
+      return el('tr', { 'data-rule': num, class: per('packets') > 0 ? 'busy' : r.packets > 0 ? '' : 'idle' }, el('td', { class: 'n' }, num), el('td', { class: 'n' }, short(r.packets)), el('td', { class: 'n' }, short(r.bytes, 'B')),
+        el('td', { class: 'n' }, short(per('packets'))), el('td', { class: 'n' }, short(per('bytes'))), el('td', { class: 'm' }, ...text));
     };
-    const rows = (c.rules || []).map((r, i) => row(i + 1 + r.text, String(i + 1), r, r.text));
+    const rows = (c.rules || []).map((r, i) => row(i + 1 + r.text, String(i + 1), r, ...ruleText(r.text, at)));
     if (c.policy) rows.push(row('policy', '', c, `policy ${c.policy}`));
-    $('rules').tBodies[0].replaceChildren(...rows);
-    $('rulesmore').textContent = c.num_rules > rows.length ? `${c.num_rules - (c.rules || []).length} more rules are not shown.` : '';
-    ruleCounts = counts;
+    const focus = $('rules').contains(document.activeElement);
+    if (!focus) $('rules').tBodies[0].replaceChildren(...(rows.length ? rows : [nothing(6, 'No rules.')]));
+    $('rulesmore').textContent = c.num_rules > (c.rules || []).length ? `${c.num_rules - (c.rules || []).length} more rules are not shown.` : '';
+    if (!focus) ruleCounts = counts;
   } catch (e) { $('rulesmore').textContent = e.message; }
   ruleTimer = setTimeout(loadRules, 1000);
 }
 
-$('rulesclose').onclick = () => { opened = null; clearTimeout(ruleTimer); $('rulesbox').hidden = true; $('flow').querySelector('.chip')?.focus(); };
+$('rulesclose').onclick = () => {
+  opened = null;
+  clearTimeout(ruleTimer);
+  $('rulesbox').hidden = true;
+  (opener?.isConnected ? opener : $('flow').querySelector('[tabindex]'))?.focus();
+};
 $('edit').onsubmit = async (e) => {
   e.preventDefault();
   try {
     const r = await post('api/iptables', { command: $('command').value });
     $('editout').textContent = (r.output || '').trim() || (r.status === 0 ? 'done' : 'exit status ' + r.status);
+    loadRules();
   } catch (x) { $('editout').textContent = x.message; }
 };
 
 // --- traces
 
+let shown = [], at = { trace: -1, line: 0 }, playing = 0;
+
 $('trace').onsubmit = async (e) => {
   e.preventDefault();
   const packets = $('packet').value.split('\n').map((l) => l.trim()).filter(Boolean);
-  if (!packets.length) return say('Write a packet first: tcp 10.0.1.2:4000 > 203.0.113.9:80 S');
+  if (!packets.length) return say('Write a packet first, for example: tcp 10.0.1.2:4000 > 203.0.113.9:80 S');
   try { showTraces((await post('api/trace', { in: $('in').value, packets })).traces); } catch (x) { say(x.message); }
 };
 $('live').onclick = async () => {
-  say('Waiting for a packet…');
+  say('Waiting for a packet…', 'hint');
   $('live').disabled = true;
   try {
     const r = await get('api/live?' + new URLSearchParams({ match: $('match').value, family }));
     r.traces.length ? showTraces(r.traces) : say('No such packet came within 30 seconds.');
   } catch (x) { say(x.message); } finally { $('live').disabled = false; }
 };
-$('clear').onclick = () => { flow.light(null); $('traceout').replaceChildren(); $('clear').hidden = true; };
+$('clear').onclick = () => { showTraces([]); $('packet').focus(); };
+$('matchedonly').onchange = () => $('traceout').classList.toggle('matchedonly', $('matchedonly').checked);
 
-function say(text) { $('traceout').replaceChildren(el('p', { class: 'bad' }, text)); }
-
-// words tells one step as text.
-export function words(s) {
-  const rule = s.rule ? s.rule.text + (s.rule.file ? `  (${s.rule.file}:${s.rule.line})` : '') : '';
-  switch (s.kind) {
-    case 'hook': return s.hook;
-    case 'table': return `${s.table} ${s.chain || s.hook}`;
-    case 'rule': return (s.matched ? '✓ ' : '✗ ') + `${s.rule?.num ?? ''} ${rule}` + (s.matched && s.result ? ` → ${s.result}` : '');
-    case 'policy': return `policy of ${s.chain}: ${s.result}`;
-    case 'return': return `back from ${s.chain}`;
-    case 'conntrack': return `conntrack: ${s.conn || s.connection ? `${s.connection.state} ${s.connection.original || ''}` : s.text || ''}`;
-    case 'route': return `route: ${s.route ? `${s.route.type} ${s.route.dev ? 'dev ' + s.route.dev : ''} ${s.route.via ? 'via ' + s.route.via : ''} ${s.route.refused || ''}` : ''} ${s.text || ''}`;
-    case 'change': return `${s.field}: ${s.before} → ${s.after}`;
-    default: return [s.kind, s.result, s.text].filter(Boolean).join(' ');
-  }
+function say(text, kind = 'bad') {
+  stop();
+  shown = [];
+  flow.light(null);
+  $('stepper').hidden = true;
+  $('tracesum').replaceChildren();
+  $('traceout').replaceChildren(el('p', { class: kind, role: 'status' }, text));
 }
 
 function showTraces(traces) {
-  $('clear').hidden = false;
-  const out = [];
-  for (const t of traces) {
-    out.push(el('p', { class: 'packet' }, `${t.in ? t.in + ': ' : ''}${t.packet}`));
-    out.push(el('ol', {}, ...t.steps.map((s) => el('li', {
-      class: `${s.kind === 'hook' ? 'head' : ''} ${s.kind === 'rule' ? (s.matched ? 'matched' : 'miss') : ''}`, style: s.depth ? `margin-left:${s.depth}em` : null,
-    }, el('span', { class: 'mono' }, words(s)))),
-    el('li', { class: 'end' }, `${t.verdict}${t.reason ? ': ' + t.reason : ''}${(t.out || []).map((o) => ` ${o.interface}: ${o.packet}`).join(';')}`)));
-  }
-  $('traceout').replaceChildren(...out);
-  flow.light(traces[0]);
+  stop();
+  shown = traces;
+  $('stepper').hidden = !traces.length;
+  $('traceout').replaceChildren(...traces.map((t, n) => {
+    const lines = t.lines.map((l, i) => el('li', {
+      role: 'option', 'aria-selected': 'false', class: `k-${l.kind}`, style: `--depth:${l.depth}`, onclick: () => { stop(); go(n, i); },
+    }, ...l.spans.map((s) => (s.class ? el('span', { class: `s-${s.class}` }, s.text) : s.text))));
+    return el('ol', { role: 'listbox', tabindex: '0', 'aria-label': `Way of ${t.packet}`, class: t.verdict, onkeydown: (e) => keys(e, n) }, ...lines);
+  }));
+  $('tracesum').replaceChildren(...traces.map((t, n) => el('button', { type: 'button', class: t.verdict === 'dropped' ? 'bad' : 'good', onclick: () => play(n) }, sentence(t))));
+  flow.light(null);
+  if (traces.length) play(0);
+}
+
+// sentence says how a packet ended.
+function sentence(t) {
+  const by = t.rule ? (t.rule.num ? `, by rule ${t.rule.num} of ${t.rule.chain} in table ${t.rule.table}` : `, by the policy of ${t.rule.chain} in table ${t.rule.table}`) : '';
+  const out = (t.out || []).map((o) => ` out by ${o.interface}`).join(' and');
+  return `#${t.seq} ${t.verdict}${t.reason ? ': ' + t.reason : ''}${out}${by}`;
+}
+
+// go shows one line of one trace, and the way up to it in the drawing.
+function go(n, i) {
+  const list = $('traceout').children[n];
+  if (!list) return;
+  const last = list.children.length - 1;
+  [...$('traceout').children].forEach((e, k) => { e.hidden = k !== n; });
+  [...$('tracesum').children].forEach((e, k) => { e.setAttribute('aria-pressed', String(k === n)); });
+  at = { trace: n, line: Math.min(Math.max(0, i), last) };
+  for (const e of $('traceout').querySelectorAll('[aria-selected=true]')) e.setAttribute('aria-selected', 'false');
+  const li = list.children[at.line];
+  li.setAttribute('aria-selected', 'true');
+  if (!li.id) li.id = `line-${n}-${at.line}`;
+  list.setAttribute('aria-activedescendant', li.id);
+  const top = li.offsetTop - list.offsetTop;
+  if (top < list.scrollTop) list.scrollTop = top; else if (top + li.offsetHeight > list.scrollTop + list.clientHeight) list.scrollTop = top + li.offsetHeight - list.clientHeight;
+  const t = shown[n], step = at.line === last ? t.steps.length - 1 : t.lines[at.line].step;
+  flow.light(t, step);
+  $('stepat').textContent = `${at.line + 1} of ${last + 1}`;
+}
+
+function play(n, i = 0) {
+  stop();
+  const lines = shown[n].lines.length;
+  if (window.matchMedia('(prefers-reduced-motion: reduce)').matches) return go(n, lines - 1);
+  go(n, i);
+  $('play').textContent = 'Pause';
+  playing = setInterval(() => {
+    if (at.line >= shown[n].lines.length - 1) return stop();
+    let next = at.line + 1;
+    while (next < lines - 1 && shown[n].lines[next].kind === 'miss') next++; // what does not match is only looked at
+    go(n, next);
+  }, Math.max(40, Math.min(180, 5000 / lines)));
+}
+
+function stop() {
+  clearInterval(playing);
+  playing = 0;
+  $('play').textContent = 'Play';
+}
+
+$('play').onclick = () => {
+  if (playing) return stop();
+  const n = Math.max(0, at.trace), done = at.line >= shown[n].lines.length - 1;
+  play(n, done ? 0 : at.line);
+};
+$('back').onclick = () => { stop(); go(at.trace, at.line - 1); };
+$('next').onclick = () => { stop(); go(at.trace, at.line + 1); };
+
+function keys(e, n) {
+  const line = at.trace === n ? at.line : 0;
+  const to = { ArrowDown: line + 1, ArrowUp: line - 1, Home: 0, End: Infinity }[e.key];
+  if (to === undefined) return;
+  e.preventDefault();
+  stop();
+  go(n, to);
 }
 
 // --- connections
@@ -196,8 +293,10 @@ async function connections() {
     try {
       const r = await get('api/connections?' + new URLSearchParams({ q: $('connq').value, sort: sort.by, desc: sort.desc, limit: 100 }));
       $('conncount').textContent = r.matched === r.total ? `${short(r.total)}` : `${short(r.matched)} of ${short(r.total)}`;
-      $('conns').tBodies[0].replaceChildren(...r.rows.map((c) => el('tr', {}, el('td', {}, c.proto), el('td', {}, c.state), el('td', { class: 'm' }, c.src), el('td', { class: 'm' }, c.dst),
-        el('td', { class: 'm' }, c.nat), el('td', { class: 'n' }, c.counted ? short(c.packets) : '–'), el('td', { class: 'n' }, c.counted ? short(c.bytes, 'B') : '–'), el('td', { class: 'n' }, c.timeout + ' s'), el('td', { class: 'n' }, c.mark ? '0x' + c.mark.toString(16) : ''))));
+      const rows = r.rows.map((c) => el('tr', {}, el('td', {}, c.proto), el('td', {}, c.state), el('td', { class: 'm' }, c.src), el('td', { class: 'm' }, c.dst),
+        el('td', { class: 'm' }, c.nat), el('td', { class: 'n' }, c.counted ? short(c.packets) : '–'), el('td', { class: 'n' }, c.counted ? short(c.bytes, 'B') : '–'), el('td', { class: 'n' }, c.timeout + ' s'), el('td', { class: 'n' }, c.mark ? '0x' + c.mark.toString(16) : '')));
+      $('conns').tBodies[0].replaceChildren(...(rows.length ? rows : [nothing(9, r.total ? 'None of the connections is like that.' : 'There are no connections.')]));
+      $('connmore').textContent = r.matched > rows.length ? `${short(r.matched - rows.length)} more are not shown.` : r.rows.length && !r.rows[0].counted ? 'Packets and bytes are counted while net.netfilter.nf_conntrack_acct is 1.' : '';
     } catch (x) { $('conncount').textContent = x.message; }
   }
   connTimer = setTimeout(connections, 2000);
@@ -214,30 +313,23 @@ for (const b of document.querySelectorAll('[data-sort]')) {
 
 // --- graphs
 
-function plot(title, series, unit) {
-  const max = Math.max(1e-9, ...series.flatMap((s) => s.values));
-  const n = Math.max(2, ...series.map((s) => s.values.length));
-  const ns = 'http://www.w3.org/2000/svg', svg = document.createElementNS(ns, 'svg');
-  svg.setAttribute('viewBox', '0 0 100 40');
-  svg.setAttribute('preserveAspectRatio', 'none');
-  svg.setAttribute('role', 'img');
-  svg.setAttribute('aria-label', `${title}: ` + series.map((s) => `${s.name} ${short(s.values.at(-1) || 0, unit)} now, ${short(Math.max(0, ...s.values), unit)} at most`).join('; '));
-  for (const s of series) {
-    const p = document.createElementNS(ns, 'path');
-    p.setAttribute('class', s.style);
-    p.setAttribute('d', s.values.map((v, i) => `${i ? 'L' : 'M'}${(100 * (n - s.values.length + i)) / (n - 1)} ${38 - (36 * v) / max}`).join(''));
-    svg.append(p);
-  }
-  return el('figure', {}, el('figcaption', {}, el('span', {}, title), el('span', { class: 'hint' }, ...series.map((s) => el('span', { class: s.style }, ` ${s.name} ${short(s.values.at(-1) || 0, unit)} `)), ` max ${short(max < 1e-6 ? 0 : max, unit)}`)), svg);
-}
+const plots = new Map();
 
 async function graphs() {
   try {
     const h = await get('api/history');
-    const rate = (values, scale = 1) => values.slice(1).map((v, i) => Math.max(0, (v - values[i]) * scale) / Math.max(0.001, h.times[i + 1] - h.times[i]));
-    $('graphs').replaceChildren(
-      ...Object.entries(h.interfaces).map(([name, i]) => plot(name, [{ name: 'in', style: 'rx', values: rate(i.rx_bytes, 8) }, { name: 'out', style: 'tx', values: rate(i.tx_bytes, 8) }], 'bit/s')),
-      plot('drops', [{ name: 'packets', style: 'dr', values: rate(h.drops) }], '/s'));
+    const rate = (values) => values.slice(1).map((v, i) => Math.max(0, v - values[i]) / Math.max(0.001, h.times[i + 1] - h.times[i]));
+    const times = h.times.slice(1), wanted = [
+      ...Object.entries(h.interfaces).map(([name, i]) => [name, 'B/s', [{ name: 'in', style: 'rx', values: rate(i.rx_bytes) }, { name: 'out', style: 'tx', values: rate(i.tx_bytes) }]]),
+      ['drops', '/s', [{ name: 'packets', style: 'dr', values: rate(h.drops) }]],
+    ];
+    for (const [title, unit, series] of wanted) {
+      if (!plots.has(title)) plots.set(title, new Plot(title, unit, short, el, svgEl));
+      plots.get(title).draw(times, series);
+    }
+    for (const name of [...plots.keys()]) if (!wanted.some(([title]) => title === name)) plots.delete(name);
+    const figures = wanted.map(([title]) => plots.get(title).figure);
+    if (figures.some((f, i) => $('graphs').children[i] !== f) || $('graphs').children.length !== figures.length) $('graphs').replaceChildren(...figures);
   } catch (x) { $('graphs').textContent = x.message; }
   setTimeout(graphs, 5000);
 }
