@@ -19,6 +19,7 @@ type extension struct {
 	expecting   [4]uint8    // expectations by class
 	nl          [2][2]uint32
 	pptp        pptpState
+	sip         sipState
 	tunnels     [2]greTunnel // pptp: guarded by the table's greKeys
 	next        uint32       // on the free stack
 }
@@ -64,7 +65,7 @@ func (x *extSlabs) alloc() uint32 {
 			e.announced.Store(false)
 			e.start, e.stop, e.seq = 0, 0, [2]SeqAdj{}
 			e.masterTuple, e.hasMaster, e.nlCount, e.expecting, e.nl = Tuple{}, false, [2]uint8{}, [4]uint8{}, [2][2]uint32{}
-			e.pptp, e.tunnels = pptpState{}, [2]greTunnel{}
+			e.pptp, e.sip, e.tunnels = pptpState{}, sipState{}, [2]greTunnel{}
 			return i
 		}
 	}

@@ -3,7 +3,6 @@ package conntrack
 import (
 	"bytes"
 	"strconv"
-	"strings"
 
 	"sluice/packet"
 )
@@ -55,7 +54,7 @@ func readDCC(data []byte) (addr uint32, port uint16, off, n int) {
 		at++
 	}
 	if at < len(data)-10 {
-		if !hasPrefixFold(data[at:], "privmsg ") {
+		if !foldPrefix(data[at:], "privmsg ") {
 			return 0, 0, 0, 0
 		}
 		at += 8
@@ -107,9 +106,4 @@ func decimal(b []byte) (v uint64, n int) {
 		n++
 	}
 	return v, n
-}
-
-// hasPrefixFold is bytes.HasPrefix without regard to case.
-func hasPrefixFold(b []byte, prefix string) bool {
-	return len(b) >= len(prefix) && strings.EqualFold(string(b[:len(prefix)]), prefix)
 }
