@@ -62,9 +62,15 @@ type Local struct {
 	answering sync.Mutex
 	answered  [][]byte
 
+	socks  sync.Map // tcpip.Endpoint: *sock
+	byID   sync.Map // uint32: *sock, the transparent ones
+	lastID atomic.Uint32
+
+	burying sync.Mutex
+	muted   atomic.Pointer[flow] // what gVisor sends of this one is thrown away
+
 	mu     sync.Mutex // guards what follows; no packet takes it
 	addrs  map[netip.Addr]netip.Prefix
-	owners map[tcpip.Endpoint]*Owner
 	closed bool
 
 	listeners map[*listener]struct{}
@@ -84,6 +90,9 @@ type LocalOptions struct {
 	Source func(dst netip.Addr) (netip.Addr, bool)
 	// PathMTU is the MTU (bytes) of the route to dst; 0: not known, 1500 then.
 	PathMTU func(dst netip.Addr) int
+	// IsLocal says whether the routing tables take dst for the router's own
+	// (a route of type local in table local); nil: its addresses are all.
+	IsLocal func(dst netip.Addr) bool
 	// AllowICMP is asked before an ICMP error (IPv4: types 3 and 12, IPv6: 1
 	// and 4) goes to dst: the router's rate limits. nil: 1000 a second and 50
 	// at once, as net.ipv4.icmp_msgs_per_sec has it.
@@ -140,10 +149,9 @@ func NewLocal(opt LocalOptions) (*Local, error) {
 		opt.Workers = 1
 	}
 	l := &Local{
-		opt:    opt,
-		done:   make(chan struct{}),
-		addrs:  map[netip.Addr]netip.Prefix{},
-		owners: map[tcpip.Endpoint]*Owner{},
+		opt:   opt,
+		done:  make(chan struct{}),
+		addrs: map[netip.Addr]netip.Prefix{},
 
 		listeners: map[*listener]struct{}{},
 	}
@@ -165,6 +173,15 @@ func NewLocal(opt LocalOptions) (*Local, error) {
 	if err := l.stack.CreateNIC(localNIC, l.link); err != nil {
 		return nil, fmt.Errorf("local stack: %s", err)
 	}
+	// Which packets are local, and which addresses a socket may have, is decided
+	// by routes and by us, not by gVisor's list of addresses.
+	if err := l.stack.SetPromiscuousMode(localNIC, true); err != nil {
+		return nil, fmt.Errorf("local stack: %s", err)
+	}
+	if err := l.stack.SetSpoofing(localNIC, true); err != nil {
+		return nil, fmt.Errorf("local stack: %s", err)
+	}
+	l.lastID.Store(someConnection)
 	l.stack.SetRouteTable([]tcpip.Route{
 		{Destination: header.IPv4EmptySubnet, NIC: localNIC},
 		{Destination: header.IPv6EmptySubnet, NIC: localNIC},
@@ -287,6 +304,11 @@ func (l *Local) SetAddresses(addrs []netip.Prefix) error {
 // IsOwn says whether a is one of the stack's addresses.
 func (l *Local) IsOwn(a netip.Addr) bool { return (*l.own.Load())[a.Unmap().WithZone("")] }
 
+// mayHave says whether sockets that are not transparent may have address a.
+func (l *Local) mayHave(a netip.Addr) bool {
+	return l.IsOwn(a) || l.opt.IsLocal != nil && l.opt.IsLocal(a.Unmap().WithZone(""))
+}
+
 // Source is the address of the router's that packets to dst come from; false: none.
 func (l *Local) Source(dst netip.Addr) (netip.Addr, bool) {
 	a := l.source(dst)
@@ -365,14 +387,11 @@ func (l *Local) Close() error {
 		return nil
 	}
 	l.closed = true
-	eps := make([]tcpip.Endpoint, 0, len(l.owners))
-	for ep := range l.owners {
-		eps = append(eps, ep)
-	}
 	l.mu.Unlock()
-	for _, ep := range eps {
-		ep.Abort()
-	}
+	l.socks.Range(func(ep, _ any) bool {
+		ep.(tcpip.Endpoint).Abort()
+		return true
+	})
 	close(l.done)
 	l.wg.Wait()
 	l.stack.Destroy()

@@ -28,43 +28,43 @@ import (
 // listenBacklog is net.core.somaxconn.
 const listenBacklog = 4096
 
-// endpoint makes a socket of its owner's. network is "tcp", "tcp4", "tcp6",
+// endpoint makes the gVisor side of s. network is "tcp", "tcp4", "tcp6",
 // "udp", "udp4" or "udp6"; a is the address that it will have to do with.
 // A bare "tcp" or "udp" on [::] takes IPv4 as well, as Linux's default is.
-func (l *Local) endpoint(network string, a netip.Addr, owner Owner) (tcpip.Endpoint, *waiter.Queue, error) {
+func (l *Local) endpoint(network string, a netip.Addr, s *sock) (*waiter.Queue, error) {
 	trans := tcp.ProtocolNumber
 	switch network {
 	case "tcp", "tcp4", "tcp6":
 	case "udp", "udp4", "udp6":
 		trans = udp.ProtocolNumber
 	default:
-		return nil, nil, net.UnknownNetworkError(network)
+		return nil, net.UnknownNetworkError(network)
 	}
 	proto := ipv6.ProtocolNumber
 	if a.Unmap().Is4() {
 		proto = ipv4.ProtocolNumber
 	}
 	if last := network[len(network)-1]; last == '4' && proto != ipv4.ProtocolNumber || last == '6' && proto == ipv4.ProtocolNumber {
-		return nil, nil, &net.AddrError{Err: "address does not fit the network " + network, Addr: a.String()}
+		return nil, &net.AddrError{Err: "address does not fit the network " + network, Addr: a.String()}
 	}
 	wq := new(waiter.Queue)
 	ep, terr := l.stack.NewEndpoint(trans, proto, wq)
 	if terr != nil {
-		return nil, nil, sysError("socket", terr)
+		return nil, sysError("socket", terr)
 	}
 	if proto == ipv6.ProtocolNumber {
 		ep.SocketOptions().SetV6Only(network[len(network)-1] == '6' || !a.IsUnspecified())
 	}
-	o := &owner
-	ep.SetOwner(o)
+	ep.SetOwner(s)
+	s.ep = ep
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
 		ep.Close()
-		return nil, nil, net.ErrClosed
+		return nil, net.ErrClosed
 	}
-	l.owners[ep] = o
-	return ep, wq, nil
+	l.know(s)
+	return wq, nil
 }
 
 // keepAlive asks after silent peers, as Go's net does on Linux.
@@ -76,10 +76,19 @@ func keepAlive(ep tcpip.Endpoint) {
 	ep.SocketOptions().SetKeepAlive(true)
 }
 
+// know and forget keep the list of sockets.
+func (l *Local) know(s *sock) {
+	s.id = l.lastID.Add(1)
+	l.socks.Store(s.ep, s)
+	if s.Transparent {
+		l.byID.Store(s.id, s)
+	}
+}
+
 func (l *Local) forget(ep tcpip.Endpoint) {
-	l.mu.Lock()
-	delete(l.owners, ep)
-	l.mu.Unlock()
+	if s, ok := l.socks.LoadAndDelete(ep); ok {
+		l.byID.Delete(s.(*sock).id)
+	}
 }
 
 func (l *Local) drop(ep tcpip.Endpoint) {
@@ -91,20 +100,31 @@ func (l *Local) drop(ep tcpip.Endpoint) {
 // address stands for all of the router's. network is "tcp", "tcp4" or "tcp6".
 // What it accepts has the same owner.
 func (l *Local) Listen(network string, addr netip.AddrPort, owner Owner) (net.Listener, error) {
+	return l.ListenWith(network, addr, owner, SockOpts{})
+}
+
+// ListenWith is Listen with options.
+func (l *Local) ListenWith(network string, addr netip.AddrPort, owner Owner, opt SockOpts) (net.Listener, error) {
 	fail := func(err error) (net.Listener, error) {
 		return nil, &net.OpError{Op: "listen", Net: network, Addr: net.TCPAddrFromAddrPort(addr), Err: err}
 	}
 	if len(network) < 3 || network[:3] != "tcp" {
 		return fail(net.UnknownNetworkError(network))
 	}
-	ep, wq, err := l.endpoint(network, addr.Addr(), owner)
+	sk := &sock{Owner: owner, SockOpts: opt, wildcard: addr.Addr().IsUnspecified()}
+	wq, err := l.endpoint(network, addr.Addr(), sk)
 	if err != nil {
 		return fail(err)
 	}
+	ep := sk.ep
 	// As net does on Linux: connections in TIME_WAIT do not keep the port. With
 	// this option gVisor lets listeners overlap, which Linux does not.
 	ep.SocketOptions().SetReuseAddress(true)
-	s := &listener{local: l, ep: ep, wq: wq, owner: owner, network: network, bound: addr, done: make(chan struct{})}
+	s := &listener{local: l, ep: ep, wq: wq, sock: sk, network: network, bound: addr, done: make(chan struct{})}
+	if !sk.fits(l, addr.Addr()) {
+		l.drop(ep)
+		return fail(os.NewSyscallError("bind", syscall.EADDRNOTAVAIL))
+	}
 	if !l.claim(s) {
 		l.drop(ep)
 		return fail(os.NewSyscallError("bind", syscall.EADDRINUSE))
@@ -149,7 +169,7 @@ type listener struct {
 	local *Local
 	ep    tcpip.Endpoint
 	wq    *waiter.Queue
-	owner Owner
+	sock  *sock
 
 	network string
 	bound   netip.AddrPort
@@ -168,9 +188,7 @@ func (s *listener) Accept() (net.Conn, error) {
 		switch terr.(type) {
 		case nil:
 			keepAlive(ep)
-			s.local.mu.Lock()
-			s.local.owners[ep] = &s.owner
-			s.local.mu.Unlock()
+			s.local.know(&sock{Owner: s.sock.Owner, SockOpts: s.sock.SockOpts, ep: ep, connected: true})
 			return &tcpConn{TCPConn: gonet.NewTCPConn(wq, ep), local: s.local, ep: ep}, nil
 		case *tcpip.ErrWouldBlock:
 		default:
@@ -232,6 +250,11 @@ func (c *tcpConn) Close() error {
 // DialContext connects to raddr; network is that of Listen or ListenPacket. An
 // invalid or unspecified laddr is chosen by the routing tables, port 0 by us.
 func (l *Local) DialContext(ctx context.Context, network string, laddr, raddr netip.AddrPort, owner Owner) (net.Conn, error) {
+	return l.DialWith(ctx, network, laddr, raddr, owner, SockOpts{})
+}
+
+// DialWith is DialContext with options.
+func (l *Local) DialWith(ctx context.Context, network string, laddr, raddr netip.AddrPort, owner Owner, opt SockOpts) (net.Conn, error) {
 	tcpNet := len(network) >= 3 && network[:3] == "tcp"
 	fail := func(err error) (net.Conn, error) {
 		var a net.Addr = net.UDPAddrFromAddrPort(raddr)
@@ -244,9 +267,15 @@ func (l *Local) DialContext(ctx context.Context, network string, laddr, raddr ne
 	if !raddr.IsValid() {
 		return fail(&net.AddrError{Err: "no address to connect to"})
 	}
-	ep, wq, err := l.endpoint(network, raddr.Addr(), owner)
+	sk := &sock{Owner: owner, SockOpts: opt, connected: true}
+	wq, err := l.endpoint(network, raddr.Addr(), sk)
 	if err != nil {
 		return fail(err)
+	}
+	ep := sk.ep
+	if !sk.fits(l, laddr.Addr()) {
+		l.drop(ep)
+		return fail(os.NewSyscallError("bind", syscall.EADDRNOTAVAIL))
 	}
 	if terr := l.bindSource(ep, laddr, raddr.Addr()); terr != nil {
 		l.drop(ep)
@@ -277,7 +306,7 @@ func (l *Local) DialContext(ctx context.Context, network string, laddr, raddr ne
 		keepAlive(ep)
 		return &tcpConn{TCPConn: gonet.NewTCPConn(wq, ep), local: l, ep: ep}, nil
 	}
-	c := l.packetConn(ep, wq, owner)
+	c := l.packetConn(sk, wq)
 	if a, terr := ep.GetLocalAddress(); terr == nil {
 		c.bound = addrPort(a)
 	}
@@ -315,7 +344,7 @@ type PacketConn struct {
 	local *Local
 	ep    tcpip.Endpoint
 	wq    *waiter.Queue
-	owner Owner
+	sock  *sock
 	bound netip.AddrPort
 	once  sync.Once
 	done  chan struct{}
@@ -330,17 +359,29 @@ var _ net.PacketConn = (*PacketConn)(nil)
 // ListenPacket opens a UDP socket at addr; the unspecified address stands for
 // all of the router's. network is "udp", "udp4" or "udp6".
 func (l *Local) ListenPacket(network string, addr netip.AddrPort, owner Owner) (*PacketConn, error) {
+	return l.ListenPacketWith(network, addr, owner, SockOpts{})
+}
+
+// ListenPacketWith is ListenPacket with options.
+func (l *Local) ListenPacketWith(network string, addr netip.AddrPort, owner Owner, opt SockOpts) (*PacketConn, error) {
 	fail := func(err error) (*PacketConn, error) {
 		return nil, &net.OpError{Op: "listen", Net: network, Addr: net.UDPAddrFromAddrPort(addr), Err: err}
 	}
 	if len(network) < 3 || network[:3] != "udp" {
 		return fail(net.UnknownNetworkError(network))
 	}
-	ep, wq, err := l.endpoint(network, addr.Addr(), owner)
+	sk := &sock{Owner: owner, SockOpts: opt, wildcard: addr.Addr().IsUnspecified()}
+	wq, err := l.endpoint(network, addr.Addr(), sk)
 	if err != nil {
 		return fail(err)
 	}
+	ep := sk.ep
+	if !sk.fits(l, addr.Addr()) {
+		l.drop(ep)
+		return fail(os.NewSyscallError("bind", syscall.EADDRNOTAVAIL))
+	}
 	o := ep.SocketOptions()
+	o.SetReceiveOriginalDstAddress(opt.Transparent)
 	o.SetReceivePacketInfo(true)
 	if !addr.Addr().Unmap().Is4() {
 		o.SetIPv6ReceivePacketInfo(true)
@@ -349,15 +390,15 @@ func (l *Local) ListenPacket(network string, addr netip.AddrPort, owner Owner) (
 		l.drop(ep)
 		return fail(sysError("bind", terr))
 	}
-	c := l.packetConn(ep, wq, owner)
+	c := l.packetConn(sk, wq)
 	if a, terr := ep.GetLocalAddress(); terr == nil {
 		c.bound = netip.AddrPortFrom(addr.Addr().Unmap(), a.Port)
 	}
 	return c, nil
 }
 
-func (l *Local) packetConn(ep tcpip.Endpoint, wq *waiter.Queue, owner Owner) *PacketConn {
-	return &PacketConn{local: l, ep: ep, wq: wq, owner: owner, done: make(chan struct{}), expired: make(chan struct{})}
+func (l *Local) packetConn(s *sock, wq *waiter.Queue) *PacketConn {
+	return &PacketConn{local: l, ep: s.ep, wq: wq, sock: s, done: make(chan struct{}), expired: make(chan struct{})}
 }
 
 // udpConn is a connected UDP socket: reads and writes fail with what ICMP says
@@ -387,6 +428,13 @@ func (c *udpConn) RemoteAddr() net.Addr { return net.UDPAddrFromAddrPort(c.remot
 // ReadFromTo reads one datagram: where it came from, and which address it was
 // sent to (perhaps a broadcast address).
 func (c *PacketConn) ReadFromTo(b []byte) (n int, from netip.AddrPort, to netip.Addr, err error) {
+	n, from, at, err := c.ReadMsg(b)
+	return n, from, at.Addr(), err
+}
+
+// ReadMsg is ReadFromTo with the port that the datagram was sent to, which in a
+// transparent socket may be another one than its own.
+func (c *PacketConn) ReadMsg(b []byte) (n int, from, to netip.AddrPort, err error) {
 	c.mu.Lock()
 	expired := c.expired
 	c.mu.Unlock()
@@ -402,10 +450,13 @@ func (c *PacketConn) ReadFromTo(b []byte) (n int, from netip.AddrPort, to netip.
 		res, terr := c.ep.Read(&w, tcpip.ReadOptions{NeedRemoteAddr: true})
 		switch terr.(type) {
 		case nil:
-			if cm := &res.ControlMessages; cm.HasIPPacketInfo {
-				to = netAddr(cm.PacketInfo.DestinationAddr)
-			} else if cm.HasIPv6PacketInfo {
-				to = netAddr(cm.IPv6PacketInfo.Addr)
+			switch cm := &res.ControlMessages; {
+			case cm.HasOriginalDstAddress:
+				to = addrPort(cm.OriginalDstAddress)
+			case cm.HasIPPacketInfo:
+				to = netip.AddrPortFrom(netAddr(cm.PacketInfo.DestinationAddr), c.bound.Port())
+			case cm.HasIPv6PacketInfo:
+				to = netip.AddrPortFrom(netAddr(cm.IPv6PacketInfo.Addr), c.bound.Port())
 			}
 			return res.Count, addrPort(res.RemoteAddr), to, nil
 		case *tcpip.ErrWouldBlock:
@@ -435,23 +486,32 @@ func (c *PacketConn) ReadFromTo(b []byte) (n int, from netip.AddrPort, to netip.
 // WriteFromTo sends one datagram from one of the router's addresses; an invalid
 // or foreign from is chosen by the socket's address or the routing tables.
 func (c *PacketConn) WriteFromTo(b []byte, from netip.Addr, to netip.AddrPort) (int, error) {
+	return c.WriteMsg(b, netip.AddrPortFrom(from, c.bound.Port()), to)
+}
+
+// WriteMsg is WriteFromTo for transparent sockets, which may send from any
+// address and port.
+func (c *PacketConn) WriteMsg(b []byte, src, to netip.AddrPort) (int, error) {
 	select {
 	case <-c.done:
 		return 0, c.fail("write", net.ErrClosed)
 	default:
 	}
-	dst := to.Addr().Unmap()
+	dst, from := to.Addr().Unmap(), src.Addr()
+	port := c.bound.Port()
 	switch {
+	case c.sock.Transparent && from.IsValid() && !from.IsUnspecified() && !c.sock.connected:
+		port = src.Port()
 	case c.bound.Addr().IsValid() && !c.bound.Addr().IsUnspecified():
 		from = c.bound.Addr()
-	case !from.IsValid() || !c.local.IsOwn(from):
+	case !from.IsValid() || !c.local.mayHave(from):
 		from = c.local.source(dst)
 	}
 	from = from.Unmap()
 	if !from.IsValid() || !dst.IsValid() || from.Is4() != dst.Is4() {
 		return 0, c.fail("write", os.NewSyscallError("sendto", syscall.ENETUNREACH))
 	}
-	if !c.local.IsOwn(from) {
+	if !c.sock.fits(c.local, from) || from.IsMulticast() {
 		return 0, c.fail("write", os.NewSyscallError("sendto", syscall.EADDRNOTAVAIL))
 	}
 	hl := header.IPv4MinimumSize
@@ -479,7 +539,7 @@ func (c *PacketConn) WriteFromTo(b []byte, from netip.Addr, to netip.AddrPort) (
 		copy(buf[24:], d[:])
 	}
 	u := buf[hl:]
-	binary.BigEndian.PutUint16(u, c.bound.Port())
+	binary.BigEndian.PutUint16(u, port)
 	binary.BigEndian.PutUint16(u[2:], to.Port())
 	binary.BigEndian.PutUint16(u[4:], uint16(n))
 	sum := header.PseudoHeaderChecksum(udp.ProtocolNumber, tcpAddr(from), tcpAddr(dst), uint16(n))
@@ -489,7 +549,7 @@ func (c *PacketConn) WriteFromTo(b []byte, from netip.Addr, to netip.AddrPort) (
 		sum = 0xffff // zero says "no checksum"
 	}
 	binary.BigEndian.PutUint16(buf[hl+6:], sum)
-	c.local.send(&Outgoing{Len: len(buf), Owner: c.owner, HasOwner: true, views: [][]byte{buf}})
+	c.local.send(&Outgoing{Len: len(buf), Owner: c.sock.Owner, HasOwner: true, Mark: c.sock.Mark, foreign: c.sock.Transparent, views: [][]byte{buf}})
 	return len(b), nil
 }
 

@@ -39,7 +39,10 @@ func (l *Local) Deliver(p *packet.Packet) bool {
 		return false
 	}
 	copy(b, p.Bytes())
-	r.commit(n, &record{proto: p.Proto, l4: p.L4})
+	r.commit(n, &record{
+		proto: p.Proto, l4: p.L4, socket: p.Socket,
+		unicast: p.Route.Type == uint8(RouteLocal) || p.Route.Type == uint8(RouteAnycast),
+	})
 	l.stats.delivered[p.Worker].Add(1)
 	return true
 }
@@ -98,7 +101,8 @@ func (l *Local) accept(i int, b []byte, rec *record) {
 	}
 	// To a broadcast or multicast address only UDP is meant for anyone here:
 	// net.ipv4.icmp_echo_ignore_broadcasts is 1, and TCP has no such peers.
-	if rec.proto != packet.ProtoUDP && !(*l.own.Load())[dst] {
+	own := l.mayHave(dst)
+	if rec.proto != packet.ProtoUDP && !own && !rec.unicast {
 		l.stats.ignored.Add(1)
 		return
 	}
@@ -117,11 +121,24 @@ func (l *Local) accept(i int, b []byte, rec *record) {
 		l.answer(i, b)
 		defer l.answer(i, nil)
 	}
+	if rec.proto == packet.ProtoICMP && own && !l.IsOwn(dst) && l.echo(b, l4) {
+		return
+	}
 	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{
 		Payload: buffer.MakeWithView(buffer.NewViewWithData(b)),
 	})
+	defer pkt.DecRef()
+	if (!own || rec.socket != 0) && (rec.proto == packet.ProtoTCP || rec.proto == packet.ProtoUDP) && len(l4) >= header.UDPMinimumSize {
+		k := SockKey{
+			Proto:  rec.proto,
+			Local:  netip.AddrPortFrom(dst, binary.BigEndian.Uint16(l4[2:])),
+			Remote: netip.AddrPortFrom(src, binary.BigEndian.Uint16(l4)),
+		}
+		if l.steer(pkt, &k, rec.socket, own, l4) {
+			return
+		}
+	}
 	d.DeliverNetworkPacket(proto, pkt)
-	pkt.DecRef()
 }
 
 func (l *Local) answer(i int, b []byte) {
@@ -238,6 +255,9 @@ func (k *localLink) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error)
 		o := Outgoing{Len: pkt.Size(), views: pkt.AsSlices()}
 		if w := pkt.Owner; w != nil {
 			o.Owner, o.HasOwner = Owner{UID: w.KUID(), GID: w.KGID()}, true
+			if s, ok := w.(*sock); ok {
+				o.Mark, o.foreign = s.Mark, s.Transparent
+			}
 		}
 		if g := &pkt.GSOOptions; g.Type != stack.GSONone && g.NeedsCsum {
 			nh, th := len(pkt.NetworkHeader().Slice()), len(pkt.TransportHeader().Slice())
@@ -287,6 +307,9 @@ func (l *Local) send(o *Outgoing) {
 		}
 		o.views, head = [][]byte{b}, b
 	}
+	if !l.mayLeave(o, head, proto, off) {
+		return
+	}
 	o.Hash = flowHash(head, proto, off)
 	if l.opt.Output == nil || !l.opt.Output.Output(o) {
 		l.stats.outputFull.Add(1)
@@ -334,6 +357,7 @@ func (l *Local) finish(b []byte, proto uint8, off int, owned bool) bool {
 			fixIPv4(b, off)
 		}
 	case t[0] < 128:
+		l.ownSource6(b, t, dst)
 		return l.allowICMP(packet.IPv6, t[0], t[1], dst)
 	}
 	return true

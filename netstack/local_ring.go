@@ -39,12 +39,16 @@ const (
 
 	recHasOwner  = 1 << 0
 	recNeedsCsum = 1 << 1
+	recUnicast   = 1 << 2
 )
 
 // record is what travels beside the bytes.
 type record struct {
 	owner    Owner
 	hasOwner bool
+	unicast  bool   // to the router alone, not by broadcast or multicast
+	mark     uint32 // from a socket
+	socket   uint32 // to a socket: the one that TPROXY chose; it shares mark's place
 	proto    uint8
 	l4       uint16
 	gso      packet.GSO
@@ -105,7 +109,11 @@ func (r *ring) commit(n int, rec *record) {
 	if rec.gso.NeedsCsum {
 		h[15] |= recNeedsCsum
 	}
+	if rec.unicast {
+		h[15] |= recUnicast
+	}
 	h[16] = rec.gso.Type
+	le.PutUint32(h[28:], rec.mark|rec.socket)
 	le.PutUint16(h[18:], rec.gso.HdrLen)
 	le.PutUint16(h[20:], rec.gso.Size)
 	le.PutUint16(h[22:], rec.gso.CsumStart)
@@ -134,6 +142,9 @@ func (r *ring) peek(rec *record) []byte {
 		}
 		rec.owner = Owner{UID: le.Uint32(h[4:]), GID: le.Uint32(h[8:])}
 		rec.hasOwner = h[15]&recHasOwner != 0
+		rec.unicast = h[15]&recUnicast != 0
+		rec.mark = le.Uint32(h[28:])
+		rec.socket = rec.mark
 		rec.l4, rec.proto = le.Uint16(h[12:]), h[14]
 		rec.gso = packet.GSO{
 			Type: h[16], NeedsCsum: h[15]&recNeedsCsum != 0,
@@ -166,9 +177,11 @@ type Outgoing struct {
 	Owner    Owner      // of the socket
 	HasOwner bool       // false: no socket sends this (RST for a closed port, ICMP)
 	GSO      packet.GSO // a TCP super-packet, or a partial checksum
+	Mark     uint32     // of the socket
 	Hash     uint32     // the same for both directions of a flow
 
-	views [][]byte
+	foreign bool // the socket may have any address
+	views   [][]byte
 }
 
 // CopyTo copies the packet into b, which holds Len bytes or more.
@@ -220,7 +233,7 @@ func (l *LocalRings) Output(o *Outgoing) bool {
 		return false
 	}
 	o.CopyTo(b)
-	r.commit(o.Len, &record{owner: o.Owner, hasOwner: o.HasOwner, gso: o.GSO})
+	r.commit(o.Len, &record{owner: o.Owner, hasOwner: o.HasOwner, mark: o.Mark, gso: o.GSO})
 	return true
 }
 
@@ -238,7 +251,7 @@ func (l *LocalRings) Get(worker int, p *packet.Packet) bool {
 		p.SetBytes(b)
 		r.release(len(b))
 		p.GSO = rec.gso
-		p.Worker = uint16(worker)
+		p.Worker, p.Mark = uint16(worker), rec.mark
 		p.Flags = packet.Local | packet.L4ChecksumOK // before Parse, which lets a local packet have ::1
 		if p.Parse() != 0 {
 			continue // the stack makes no such packet

@@ -157,6 +157,7 @@ type Packet struct {
 	Worker   uint16
 	Home     uint8  // 1 + the worker whose queues its connection uses; 0: as Ct says
 	UID, GID uint32 // of the local socket, if HasOwner
+	Socket   uint32 // the local socket that TPROXY chose for it; 0: none
 	Now      int64  // the burst's clock: monotonic nanoseconds
 
 	Route RouteRef // result of the routing decision; see netstack

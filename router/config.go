@@ -145,6 +145,7 @@ const (
 	RouteBlackhole   = "blackhole"
 	RouteUnreachable = "unreachable"
 	RouteProhibit    = "prohibit"
+	RouteLocal       = "local" // to the router itself
 )
 
 // Routing tables with a name.
@@ -351,6 +352,9 @@ type ServiceConfig struct {
 	Listen []Listen `toml:"listen"`
 	UID    uint32   `toml:"uid"` // what the owner match sees; default 0
 	GID    uint32   `toml:"gid"`
+
+	Transparent bool   `toml:"transparent"` // addresses that are not the router's will do (IP_TRANSPARENT)
+	Mark        uint32 `toml:"mark"`        // of what it sends (SO_MARK)
 }
 
 // Listen is a listening address, written "tcp://10.0.1.1:7".

@@ -45,6 +45,37 @@ func (r *Router) Dial(ctx context.Context, network, addr string) (net.Conn, erro
 	return nil, err
 }
 
+// SocketOptions are options of a socket: Transparent is Linux's IP_TRANSPARENT,
+// what TPROXY hands packets to; Mark is SO_MARK.
+type SocketOptions = netstack.SockOpts
+
+// ListenWith is Listen with options. A transparent listener may be at an
+// address that is not the router's, and accepts connections to such addresses:
+// their LocalAddr is where the client meant to go.
+func (r *Router) ListenWith(network, addr string, opt SocketOptions) (net.Listener, error) {
+	a, err := listenAddr(network, addr)
+	if err != nil {
+		return nil, &net.OpError{Op: "listen", Net: network, Err: err}
+	}
+	return r.local.ListenWith(network, a, self(), opt)
+}
+
+// ListenPacketWith is ListenPacket with options; ReadMsg tells where a datagram
+// was meant to go, and WriteMsg answers from there.
+func (r *Router) ListenPacketWith(network, addr string, opt SocketOptions) (*netstack.PacketConn, error) {
+	a, err := listenAddr(network, addr)
+	if err != nil {
+		return nil, &net.OpError{Op: "listen", Net: network, Err: err}
+	}
+	return r.local.ListenPacketWith(network, a, self(), opt)
+}
+
+// DialFrom is Dial from an address of the caller's choice, with options: a
+// transparent socket may speak from an address that is not the router's.
+func (r *Router) DialFrom(ctx context.Context, network string, from, to netip.AddrPort, opt SocketOptions) (net.Conn, error) {
+	return r.local.DialWith(ctx, network, from, to, self(), opt)
+}
+
 // Listen accepts TCP connections to an address of the router's, which pass
 // INPUT; ":80" is every address. network is "tcp", "tcp4" or "tcp6".
 func (r *Router) Listen(network, addr string) (net.Listener, error) {

@@ -128,11 +128,13 @@ func (w *worker) routeIn(p *packet.Packet) bool {
 	}
 	switch rt.Type {
 	case netstack.RouteLocal, netstack.RouteBroadcast, netstack.RouteAnycast:
+		p.Route.Type = uint8(rt.Type)
 		return w.input(p)
 	case netstack.RouteMulticast:
 		if !w.fib.MulticastMember(p) {
 			return drop(p, reasonMulticast)
 		}
+		p.Route.Type = uint8(rt.Type)
 		return w.input(p)
 	case netstack.RouteUnicast:
 		setRoute(p, &rt)
@@ -223,6 +225,9 @@ const protoIGMP = 2
 // forward passes a packet on: TTL, MTU, FORWARD, then out.
 func (w *worker) forward(p *packet.Packet) bool {
 	v4 := p.Family == packet.IPv4
+	if p.Socket != 0 {
+		return drop(p, reasonNotLocal)
+	}
 	if !w.fib.Forwarding(p.In, p.Family) {
 		return drop(p, netstack.ReasonForwardingOff)
 	}

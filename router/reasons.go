@@ -12,6 +12,7 @@ var (
 	reasonMulticast       = packet.NewReason("ip.multicast", "a group that the router has not joined; multicast is not forwarded")
 	reasonProtocol        = packet.NewReason("local.unknown_protocol", "a protocol that none of the router's own sockets speaks; an ICMP error was sent, as Linux does")
 	reasonScope           = packet.NewReason("ip.scope", "an IPv6 address whose scope does not leave the link")
+	reasonNotLocal        = packet.NewReason("tproxy.not_local", "TPROXY chose a socket for it, but no rule and route make it local")
 	reasonTooBig          = packet.NewReason("ip.too_big", "larger than the next hop's MTU and must not be fragmented; fragmentation needed or packet too big was sent")
 	reasonFragment        = packet.NewReason("ip.fragment_failed", "could not be fragmented to the next hop's MTU")
 	reasonLinkGone        = packet.NewReason("link.gone", "the outgoing device is gone")

@@ -317,8 +317,12 @@ func (r *Router) fibEdit(cfg *Config, links []*link) func(*netstack.Tx) error {
 		for i := range cfg.Routes {
 			c := &cfg.Routes[i]
 			typ, err := netstack.ParseRouteType(c.Type)
+			dev := c.Dev
+			if typ == netstack.RouteLocal && dev == "" {
+				dev = "lo"
+			}
 			if err == nil {
-				err = tx.AddRoute(netstack.RouteSpec{To: c.To, Via: c.Via, Dev: c.Dev, Table: c.Table, Metric: c.Metric, Type: typ, Src: c.Src})
+				err = tx.AddRoute(netstack.RouteSpec{To: c.To, Via: c.Via, Dev: dev, Table: c.Table, Metric: c.Metric, Type: typ, Src: c.Src})
 			}
 			if err != nil {
 				return fmt.Errorf("%s: route %s: %w", c.Pos, c.To, err)

@@ -146,7 +146,7 @@ func New(cfg *Config, opt Options) (*Router, error) {
 	r.redirects = newRedirectLimiter()
 	r.knobs = newKnobs(s)
 	for f, fam := range families {
-		r.envs[f] = &tables.Env{CT: r.ct, NAT: r.nat, Sysctl: s, Routes: routes{r}, Sets: r.sets, SetGeneration: r.sets.Generation(), Wall: r.timeOfDay, DoWorkers: func(run func(*tables.Context)) {
+		r.envs[f] = &tables.Env{CT: r.ct, NAT: r.nat, Sysctl: s, Routes: routes{r}, Sockets: sockets{r}, Sets: r.sets, SetGeneration: r.sets.Generation(), Wall: r.timeOfDay, DoWorkers: func(run func(*tables.Context)) {
 			r.eachWorker(func(w *worker) {
 				w.spread()
 				run(&w.ctx[f])

@@ -5,6 +5,7 @@ import (
 
 	"sluice/netstack"
 	"sluice/packet"
+	"sluice/tables"
 )
 
 // routes answers what rules ask of routing (tables.Routes) by the present routing state.
@@ -76,6 +77,33 @@ func addr16(a netip.Addr) (b [16]byte) {
 	return b
 }
 
+// sockets answers what rules ask of the router's own sockets (tables.Sockets).
+type sockets struct{ r *Router }
+
+func (x sockets) Find(k *tables.SocketKey) (tables.Socket, bool) {
+	s, ok := x.r.local.FindSocket(&netstack.SockKey{
+		Proto: k.Proto, Listener: k.Listener,
+		Local:  netip.AddrPortFrom(packet.Addr(k.Family, k.Local), k.LocalPort),
+		Remote: netip.AddrPortFrom(packet.Addr(k.Family, k.Remote), k.RemotePort),
+	})
+	return ruleSocket(&s), ok
+}
+
+func (x sockets) Assigned(id uint32) (tables.Socket, bool) {
+	if id == 0 {
+		return tables.Socket{}, false
+	}
+	s, ok := x.r.local.SocketByID(id)
+	return ruleSocket(&s), ok
+}
+
+func ruleSocket(s *netstack.SockInfo) tables.Socket {
+	return tables.Socket{
+		ID: s.ID, Connected: s.Connected, TimeWait: s.TimeWait, Wildcard: s.Wildcard,
+		Transparent: s.Transparent, Marked: s.Known, Mark: s.Mark,
+	}
+}
+
 // localOptions is what the local stack asks of the router.
 func (r *Router) localOptions(workers int) netstack.LocalOptions {
 	return netstack.LocalOptions{
@@ -104,6 +132,7 @@ func (r *Router) localOptions(workers int) netstack.LocalOptions {
 			}
 			return int(rt.MTU)
 		},
+		IsLocal: func(dst netip.Addr) bool { return r.fib.Load().IsLocal(familyOf(dst), addr16(dst)) },
 		AllowICMP: func(family, typ, code uint8, dst netip.Addr) bool {
 			plen := 128
 			if family == packet.IPv6 {

@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"sluice/netstack"
 	"sluice/netstack/services"
 )
 
@@ -16,7 +17,7 @@ func serviceSpecs(cfg *Config) []services.Config {
 	var out []services.Config
 	for i := range cfg.Services {
 		c := &cfg.Services[i]
-		s := services.Config{Type: c.Type, UID: c.UID, GID: c.GID}
+		s := services.Config{Type: c.Type, UID: c.UID, GID: c.GID, SockOpts: netstack.SockOpts{Transparent: c.Transparent, Mark: c.Mark}}
 		for _, l := range c.Listen {
 			s.Listen = append(s.Listen, services.Listen{Network: l.Network, Addr: l.Addr})
 		}

@@ -130,6 +130,8 @@ type Env struct {
 	NAT    *nat.NAT
 	Sysctl *sysctl.Set
 	Routes Routes
+	// Sockets are the router's own; nil: there are none.
+	Sockets Sockets
 	// Wall is the time of day when the packets' clock (ns) shows now; nil: time.Now.
 	Wall func(now int64) time.Time
 	Sets *ipset.Sets // nil: rules that name a set are refused

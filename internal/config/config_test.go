@@ -353,13 +353,15 @@ rules = ["-A INPUT -m set --match-set a src -j ACCEPT", "-A INPUT -m set --match
 		"[[route]]", `to = "default"`, `via = "10.0.0.1"`, // 17
 		"[[route]]", `to = "fd00::/8"`, `via = "10.0.0.2"`, // 20
 		"[[route]]", `to = "10.7.0.0/16"`, `type = "blackhole"`, `dev = "a"`, // 23
-		"[[route]]", `to = "10.8.0.0/16"`, `type = "local"`, // 27
+		"[[route]]", `to = "10.8.0.0/16"`, `type = "nat"`, // 27
 		"[[route]]", `to = "10.9.0.0/16"`, `dev = "a"`, `table = 0`, // 30
 		"[[route]]", `to = "10.10.0.0/16"`, `dev = "a"`, `src = "10.0.0.9"`, // 34
 		"[[route]]", `to = "10.11.0.0/16"`, `dev = "a"`, // 38
 		"[[route]]", `to = "10.11.0.0/16"`, `via = "10.0.0.2"`, // 41
 		"[[route]]", `to = "10.12.0.0/16"`, `via = "fe80::1"`, // 44
 		"[[route]]", `to = "fd01::/16"`, `via = "fe80::1"`, // 47
+		"[[route]]", `to = "10.13.0.0/16"`, `type = "local"`, `via = "10.0.0.2"`, // 50
+		"[[route]]", `to = "10.14.0.0/16"`, `type = "local"`, `dev = "b"`, // 54
 	}, "\n"), []string{
 		"6:7: via 10.9.9.9 cannot be reached: no interface has a network around it",
 		`9:7: dev: no interface "b"; known here: a`,
@@ -369,13 +371,15 @@ rules = ["-A INPUT -m set --match-set a src -j ACCEPT", "-A INPUT -m set --match
 		"19:7: via 10.0.0.1 is the router's own address",
 		"22:7: via 10.0.0.2 is of another family than fd00::/8",
 		`26:1: a route of type "blackhole" goes nowhere: leave dev out`,
-		`29:8: no route type "local": "unicast", "blackhole", "unreachable" or "prohibit"`,
+		`29:8: no route type "nat": "unicast", "local", "blackhole", "unreachable" or "prohibit"`,
 		"33:9: table 0 does not exist; leave table out for the main one, 254",
 		"37:7: src 10.0.0.9 is not an address of the router",
 		"41:1: there is a route to 10.11.0.0/16 with metric 0 in table 254 already, at line 38",
 		"46:7: via fe80::1 is of another family than 10.12.0.0/16",
 		"46:7: via fe80::1 is a link-local address: name the interface in dev",
 		"49:7: via fe80::1 is a link-local address: name the interface in dev",
+		`53:1: a route of type "local" ends here: leave via out`,
+		`57:7: dev: no interface "b"; known here: a, lo`,
 	}},
 	{"the routing tables' own refusals", "[[interface]]\nname = \"a\"\naddresses = [\"10.0.0.1/24\"]\n[[route]]\nto = \"10.0.0.0/24\"\ndev = \"a\"\n", []string{
 		"4:1: route 10.0.0.0/24: file exists",
@@ -598,5 +602,58 @@ func TestTunables(t *testing.T) {
 		if !has[name] {
 			t.Errorf("a configuration may set %s, and a router does not have it", name)
 		}
+	}
+}
+
+// TestTransparent: routes that make others' addresses local, and services at such addresses.
+func TestTransparent(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "t.toml")
+	text := `
+[[interface]]
+name = "a"
+addresses = ["10.0.0.1/24"]
+[[route]]
+to = "10.9.0.0/16"
+type = "local"
+[[route]]
+to = "0.0.0.0/0"
+type = "local"
+dev = "lo"
+table = 100
+[[rule]]
+fwmark = 1
+table = 100
+[[service]]
+type = "echo"
+listen = ["tcp://10.9.0.1:7"]
+[[service]]
+type = "echo"
+listen = ["tcp://192.0.2.1:7"]
+transparent = true
+mark = 0x10
+`
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cfg, err := Load(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := cfg.Routes[0]; r.Type != router.RouteLocal || r.Dev != "lo" || r.Table != router.TableLocal {
+		t.Errorf("the first route: %+v", r)
+	}
+	if r := cfg.Routes[1]; r.Table != 100 {
+		t.Errorf("the second route: %+v", r)
+	}
+	if s := cfg.Services[1]; !s.Transparent || s.Mark != 16 {
+		t.Errorf("the second service: %+v", s)
+	}
+	text = strings.Replace(text, "transparent = true\n", "", 1)
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Load(path); err == nil || !strings.Contains(err.Error(), "192.0.2.1 is not an address of the router") {
+		t.Errorf("without transparent: %v", err)
 	}
 }

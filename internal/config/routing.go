@@ -38,6 +38,8 @@ func (c *checker) routes() {
 		switch r.Type {
 		case router.RouteUnicast:
 			c.unicast(i, r)
+		case router.RouteLocal:
+			c.localRoute(i, r)
 		case router.RouteBlackhole, router.RouteUnreachable, router.RouteProhibit:
 			for _, k := range []string{"via", "dev", "src"} {
 				if c.has("route", i, k) {
@@ -45,7 +47,7 @@ func (c *checker) routes() {
 				}
 			}
 		default:
-			c.errorf(at("type"), "no route type %q: \"unicast\", \"blackhole\", \"unreachable\" or \"prohibit\"", r.Type)
+			c.errorf(at("type"), "no route type %q: \"unicast\", \"local\", \"blackhole\", \"unreachable\" or \"prohibit\"", r.Type)
 		}
 		if r.Type == router.RouteUnicast && !r.Via.IsValid() && r.Dev != "" && r.To.Bits() > 0 {
 			c.links.add(r.To.Masked(), r.Dev)
@@ -59,6 +61,34 @@ func (c *checker) routes() {
 		}
 		seen[k] = r.Pos.Line
 	}
+}
+
+// localRoute checks a route that makes addresses the router's own. As `ip route`
+// has it, it goes to table local if it names none.
+func (c *checker) localRoute(i int, r *router.RouteConfig) {
+	if c.has("route", i, "via") {
+		c.errorf(c.keyPos("route", i, "via"), "a route of type %q ends here: leave via out", r.Type)
+		return
+	}
+	if r.Dev == "" {
+		r.Dev = "lo"
+	}
+	if r.Dev != "lo" && c.cfg.Interface(r.Dev) == nil {
+		c.errorf(c.pos("route", i, "dev"), "dev: no interface %q%s", r.Dev, suggest(r.Dev, append(c.names(), "lo")))
+	}
+	if !c.has("route", i, "table") {
+		r.Table = router.TableLocal
+	}
+}
+
+// madeLocal says whether a route in table local makes a the router's own.
+func (c *checker) madeLocal(a netip.Addr) bool {
+	for _, r := range c.cfg.Routes {
+		if r.Type == router.RouteLocal && r.Table == router.TableLocal && r.To.IsValid() && r.To.Contains(a) {
+			return true
+		}
+	}
+	return false
 }
 
 // links are the networks that routes without via put behind interfaces.

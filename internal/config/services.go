@@ -27,7 +27,7 @@ func (c *checker) services() {
 			if l.Network == "" {
 				continue // reported already
 			}
-			if a := l.Addr.Addr(); !a.IsUnspecified() && !a.IsLoopback() && !c.owns(a) {
+			if a := l.Addr.Addr(); !s.Transparent && !a.IsUnspecified() && !a.IsLoopback() && !c.owns(a) && !c.madeLocal(a) {
 				c.errorf(at("listen", j), "%s is not an address of the router", a)
 			}
 			if s.Type == services.HTTP && l.Network != "tcp" {

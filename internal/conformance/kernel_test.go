@@ -111,7 +111,8 @@ func newKernelSide(t testing.TB, s *scenario, r *router.Router, offload bool) *k
 	for _, l := range s.net {
 		if spec, ok := strings.CutPrefix(l, "listen "); ok {
 			network, addr, _ := strings.Cut(spec, "://")
-			x.listen(network, netip.MustParseAddrPort(addr))
+			addr, transparent := strings.CutSuffix(addr, " transparent")
+			x.listen(network, netip.MustParseAddrPort(addr), transparent)
 		}
 	}
 	t.Cleanup(x.closeSenders)
@@ -250,7 +251,7 @@ func sockaddr(a netip.AddrPort) (int, unix.Sockaddr) {
 	return unix.AF_INET6, &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
 }
 
-func (x *kernelSide) socket(network string, a netip.AddrPort) int {
+func (x *kernelSide) socket(network string, a netip.AddrPort, transparent bool) int {
 	x.t.Helper()
 	domain, sa := sockaddr(a)
 	kind := unix.SOCK_DGRAM
@@ -262,14 +263,19 @@ func (x *kernelSide) socket(network string, a netip.AddrPort) int {
 		x.t.Fatal(err)
 	}
 	unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+	if transparent && a.Addr().Is4() {
+		unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_TRANSPARENT, 1)
+	} else if transparent {
+		unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_TRANSPARENT, 1)
+	}
 	if err := unix.Bind(fd, sa); err != nil {
 		x.t.Fatalf("%s %s: %v", network, a, err)
 	}
 	return fd
 }
 
-func (x *kernelSide) listen(network string, a netip.AddrPort) {
-	fd := x.socket(network, a)
+func (x *kernelSide) listen(network string, a netip.AddrPort, transparent bool) {
+	fd := x.socket(network, a, transparent)
 	x.t.Cleanup(func() { unix.Close(fd) })
 	if network == "tcp" {
 		if err := unix.Listen(fd, 10); err != nil {
@@ -287,7 +293,7 @@ func (x *kernelSide) do(st *step, frames []sending, _ int) (out []sent) {
 		x.command(w...).Run()
 	case "send":
 		network, from, to, payload := parseSend(x.t, st.text)
-		fd := x.socket(network, from)
+		fd := x.socket(network, from, false)
 		x.senders = append(x.senders, fd)
 		_, sa := sockaddr(to)
 		if network == "udp" {

@@ -30,6 +30,7 @@ import (
 //	rule fwmark 1 table 100            as for `ip rule add`
 //	sysctl net.ipv4.conf.all.rp_filter=1
 //	listen tcp://10.1.0.1:80
+//	listen tcp://0.0.0.0:3129 transparent
 //	-- sets --                         as for `ipset restore`
 //	-- rules --                        of IPv4, as typed to iptables: -t TABLE -A …
 //	-- rules6 --                       of IPv6
@@ -315,7 +316,7 @@ func (s *scenario) configure(c *router.Config, l string) (err error) {
 	case "listen":
 		network, addr, _ := strings.Cut(w[1], "://")
 		ap, err := netip.ParseAddrPort(addr)
-		c.Services = append(c.Services, router.ServiceConfig{Type: "discard", Listen: []router.Listen{{Network: network, Addr: ap}}})
+		c.Services = append(c.Services, router.ServiceConfig{Type: "discard", Listen: []router.Listen{{Network: network, Addr: ap}}, Transparent: slices.Contains(w, "transparent")})
 		return err
 	case "route":
 		return s.route(c, w[1:])
@@ -329,8 +330,11 @@ func (s *scenario) route(c *router.Config, w []string) (err error) {
 	var r router.RouteConfig
 	r.SetDefaults()
 	switch w[0] {
-	case router.RouteBlackhole, router.RouteUnreachable, router.RouteProhibit:
+	case router.RouteBlackhole, router.RouteUnreachable, router.RouteProhibit, router.RouteLocal:
 		r.Type, w = w[0], w[1:]
+	}
+	if r.Type == router.RouteLocal {
+		r.Table = router.TableLocal
 	}
 	to := w[0]
 	for i := 1; i+1 < len(w) && err == nil; i += 2 {

@@ -57,12 +57,13 @@ type Config struct {
 	Type     string
 	Listen   []Listen
 	UID, GID uint32 // what the owner match sees
+	netstack.SockOpts
 }
 
 // Stack opens sockets; netstack.Local is one.
 type Stack interface {
-	Listen(network string, addr netip.AddrPort, owner netstack.Owner) (net.Listener, error)
-	ListenPacket(network string, addr netip.AddrPort, owner netstack.Owner) (*netstack.PacketConn, error)
+	ListenWith(network string, addr netip.AddrPort, owner netstack.Owner, opt netstack.SockOpts) (net.Listener, error)
+	ListenPacketWith(network string, addr netip.AddrPort, owner netstack.Owner, opt netstack.SockOpts) (*netstack.PacketConn, error)
 }
 
 // Source tells what the status page shows: a value whose JSON form is
@@ -86,6 +87,7 @@ type key struct {
 	typ    string
 	listen Listen
 	owner  netstack.Owner
+	opt    netstack.SockOpts
 }
 
 func (k key) String() string { return fmt.Sprintf("service %s at %s", k.typ, k.listen) }
@@ -121,7 +123,7 @@ func keys(cfg []Config) ([]key, error) {
 			return nil, fmt.Errorf("no service type %q (there are %s)", c.Type, strings.Join(Types(), ", "))
 		}
 		for _, l := range c.Listen {
-			k := key{c.Type, l, netstack.Owner{UID: c.UID, GID: c.GID}}
+			k := key{c.Type, l, netstack.Owner{UID: c.UID, GID: c.GID}, c.SockOpts}
 			if l.Network != "tcp" && (l.Network != "udp" || c.Type == HTTP) {
 				return nil, fmt.Errorf("%s: %s has no %s form", k, c.Type, l.Network)
 			}
@@ -260,14 +262,14 @@ func (m *Manager) open(k key) (*service, error) {
 	s := &service{key: k, m: m, conns: map[net.Conn]struct{}{}}
 	var err error
 	if k.listen.Network == "udp" {
-		if s.pc, err = m.stack.ListenPacket("udp", k.listen.Addr, k.owner); err != nil {
+		if s.pc, err = m.stack.ListenPacketWith("udp", k.listen.Addr, k.owner, k.opt); err != nil {
 			return nil, err
 		}
 		s.wg.Add(1)
 		go s.servePackets()
 		return s, nil
 	}
-	if s.ln, err = m.stack.Listen("tcp", k.listen.Addr, k.owner); err != nil {
+	if s.ln, err = m.stack.ListenWith("tcp", k.listen.Addr, k.owner, k.opt); err != nil {
 		return nil, err
 	}
 	s.wg.Add(1)
@@ -359,7 +361,7 @@ func (s *service) servePackets() {
 	answer := datagrams[s.key.typ]
 	in := make([]byte, 65536)
 	for {
-		n, from, to, err := s.pc.ReadFromTo(in)
+		n, from, to, err := s.pc.ReadMsg(in)
 		if err != nil {
 			return // closed
 		}
@@ -367,7 +369,7 @@ func (s *service) servePackets() {
 			continue
 		}
 		// Nobody waits for an error here: the answer is lost, as UDP's may be.
-		s.pc.WriteFromTo(answer(in[:n]), to, from)
+		s.pc.WriteMsg(answer(in[:n]), to, from)
 	}
 }
 

@@ -2,6 +2,7 @@ package ext
 
 import (
 	"errors"
+	"strings"
 
 	"sluice/packet"
 	"sluice/tables"
@@ -13,6 +14,9 @@ type gateway struct{}
 func (gateway) Args() int { return 1 }
 
 func (gateway) Parse(o *tables.OptionContext, text []string, v *tables.Value) error {
+	if strings.Contains(text[0], "/") {
+		return tables.Usagef("getaddrinfo: Name or service not known\n")
+	}
 	return tables.HostMask.Parse(o, text, v)
 }
 
