@@ -262,7 +262,8 @@ func (v *View) Rule(r *Rule) Counter { return v.sums[r.state.id] }
 func (v *View) Policy(c *Chain) Counter { return v.sums[c.policy.id] }
 
 // Entered is what a builtin chain has met. While it has no rules, and so is not
-// walked, that is what its policy has counted.
+// walked, that is what its policy has counted; so it begins anew with the first
+// rule, and goes back to the policy's count with the last.
 func (v *View) Entered(c *Chain) Counter {
 	if len(c.rules) == 0 {
 		return v.Policy(c)

@@ -82,6 +82,9 @@ func (a *app) drawn(ctx context.Context, file, rules string, six bool) ([]router
 	var err error
 	switch {
 	case rules != "":
+		if _, err := os.Stat(rules); err != nil {
+			return nil, err
+		}
 		if rules, err = filepath.Abs(rules); err != nil {
 			return nil, err
 		}

@@ -35,6 +35,7 @@ func TestGraph(t *testing.T) {
 	os.WriteFile(rules, []byte("*filter\n-A FORWARD --nonsense\nCOMMIT\n"), 0o644)
 	for want, args := range map[string][]string{
 		"x.rules:2:":         {"--rules", rules},
+		"sluice: stat /no/x": {"--rules", "/no/x"},
 		"--format png":       {"-c", "../../configs/home.toml", "--format", "png"},
 		"no table nonsense":  {"-c", "../../configs/home.toml", "-t", "nonsense"},
 		"no such file":       {"-c", filepath.Join(dir, "none.toml")},

@@ -71,6 +71,9 @@ func TestTraceCommand(t *testing.T) {
 	if code == 0 {
 		t.Errorf("a source that no route leads to needs an interface\n%s", out)
 	}
+	if _, errs, code = inProcess(t, "trace", "-c", f, "hex:45"); code == 0 || !strings.Contains(errs, "no IP packet that has a source (ip.truncated): say where it comes in, as in lan0: hex:45") {
+		t.Errorf("%d %s", code, errs)
+	}
 	out, errs, code = inProcess(t, "trace", "-c", f, "--json", "lan0: tcp 10.0.1.2:4000 > 203.0.113.9:80 S")
 	var tr struct {
 		Verdict string

@@ -157,7 +157,8 @@ func (p *Player) whereFrom(frame []byte) (in string, own bool, err error) {
 		return "", false, fmt.Errorf("%d bytes: a packet has at most %d", len(frame), packet.MaxLen)
 	}
 	q.SetBytes(frame)
-	if q.Parse() == 0 {
+	reason := q.Parse()
+	if reason == 0 {
 		fib := p.Sim.Router().FIB().Load()
 		rt, ok := fib.Lookup(&netstack.Query{Family: q.Family, Dst: q.Src()})
 		if ok && rt.Type == netstack.RouteLocal {
@@ -172,6 +173,9 @@ func (p *Player) whereFrom(frame []byte) (in string, own bool, err error) {
 	}
 	if len(names) == 0 {
 		return "", false, errors.New("the configuration has no interface that a packet could come in by")
+	}
+	if reason != 0 {
+		return "", false, fmt.Errorf("no IP packet that has a source (%s): say where it comes in, as in %s: hex:45…", reason, names[0])
 	}
 	return "", false, fmt.Errorf("no route leads to the packet's source: say where it comes in, as in %s: %s", names[0], packettext.Example)
 }
@@ -344,7 +348,7 @@ func (p *Player) Capture(file, in string, each func([]*router.Trace)) error {
 		if err == io.EOF {
 			return nil
 		} else if err != nil {
-			return fmt.Errorf("%s: packet %d: %w", file, n, err)
+			return err // it names the file and the packet
 		}
 		if last != 0 && at > last {
 			p.Sim.Advance(time.Duration(at - last))

@@ -1,6 +1,7 @@
 package ruletest
 
 import (
+	"encoding/binary"
 	"encoding/xml"
 	"os"
 	"path/filepath"
@@ -91,6 +92,16 @@ func TestExpectations(t *testing.T) {
 
 // TestBrokenFiles: what is wrong is named with its line.
 func TestBrokenFiles(t *testing.T) {
+	whole, err := os.ReadFile("../../configs/offline-lan.pcap")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const header, record = 24, 16
+	first := int(binary.LittleEndian.Uint32(whole[header+8:])) // captured bytes of the first packet
+	cut := filepath.Join(t.TempDir(), "cut.pcap")
+	if err := os.WriteFile(cut, whole[:header+record+first+record+5], 0o644); err != nil {
+		t.Fatal(err)
+	}
 	for _, c := range []struct{ text, say string }{
 		{"[[case]]\npackets = [{ send = \"x\", what = 1 }]", "x.toml:2:26: unknown key"},
 		{"[[case]\n", "x.toml:2:7: "},
@@ -101,6 +112,7 @@ func TestBrokenFiles(t *testing.T) {
 		{head + "[[case]]\npackets = [{ send = \"udp 10.0.1.2 > 10.0.2.2\", dropped = \"\", forwarded = \"\" }]", "one of forwarded"},
 		{head + "[[case]]\npackets = [{ send = \"udp 10.0.1.2 > 10.0.2.2\", rejected = \"so\" }]", "REJECT's types"},
 		{head + "[[case]]\npackets = [{ pcap = \"no.pcap\" }]", "no.pcap"},
+		{head + "[[case]]\nin = \"a0\"\npackets = [{ pcap = \"" + cut + "\" }]", "17:12: case 1: " + cut + ": packet 2: unexpected EOF"},
 		{head + "[[case]]\npackets = [{ pcap = \"x.toml\" }]", "x.toml"},
 	} {
 		_, err := runText(t, c.text)

@@ -153,14 +153,14 @@ export class Flow {
     if (rows !== this.rows) { this.rows = rows; this.draw(); if (this.lit) this.light(...this.lit); }
     const dt = a ? b.uptime_seconds - a.uptime_seconds : 0;
     const per = (now, then) => (dt > 0 ? Math.max(0, now - then) / dt : 0);
-    const rate = (now, then) => ({ p: per(now.packets, then.packets), b: per(now.bytes, then.bytes) });
+    // A chain counts anew when it gets its first rule or loses its last.
+    const rate = (now, then) => (now.rules > 0 === then.rules > 0 ? { p: per(now.packets, then.packets), b: per(now.bytes, then.bytes) } : { p: 0, b: 0 });
     const mine = (x) => !family || x.family === family;
-    const came = (st, hook) => sum((st?.hooks || []).filter((h) => h.hook === hook && mine(h)), 'packets', 'bytes');
     const chain = (st, hook, table) => {
       const cs = (st?.tables || []).filter((t) => t.name === table && mine(t)).flatMap((t) => t.chains.filter((c) => c.name === hook));
       return { ...sum(cs, 'entered_packets', 'entered_bytes'), rules: cs.reduce((n, c) => n + c.num_rules, 0), policy: cs.map((c) => c.policy) };
     };
-    const entered = Object.fromEntries(Object.keys(HOOKS).map((h) => [h, rate(came(b, h), came(a, h))]));
+    const entered = Object.fromEntries(Object.keys(HOOKS).map((h) => [h, rate(chain(b, h, HOOKS[h][0]), chain(a, h, HOOKS[h][0]))]));
     const lost = this.dropped(a, b, per);
     // What leaves a hook is what its last table met, without what that one and NAT drop.
     const left = (hook) => {
