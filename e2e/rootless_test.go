@@ -65,13 +65,15 @@ func newBox(t *testing.T) *box {
 }
 
 // wrap is a command line in the namespace that sees a /dev/net/tun of this mode,
-// in a mount namespace of its own, and goes on with the command that follows.
+// in a mount namespace of its own, and the lab's resolv.conf if it has one, and
+// goes on with the command that follows.
 func (b *box) wrap(mode, then string) []string {
 	script := fmt.Sprintf(`set -e
 mkdir -p %[1]s/dev
 mount -t tmpfs -o mode=755 tmpfs %[1]s/dev
 mknod -m %[2]s %[1]s/dev/tun c 10 200
 mount --bind %[1]s/dev/tun /dev/net/tun
+[ ! -e %[1]s/resolv.conf ] || mount --bind %[1]s/resolv.conf /etc/resolv.conf
 %[3]s "$0" "$@"`, b.Dir, mode, then)
 	return []string{"ip", "netns", "exec", b.ns.Name, "sh", "-c", script}
 }

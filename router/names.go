@@ -259,6 +259,12 @@ func (s strictCheck) Wants(in, out netip.AddrPort) bool {
 	return res != nil && resolver.Strict{Resolver: res}.Wants(in, out)
 }
 
+func (s strictCheck) Unseen(in, out netip.AddrPort) {
+	if res := s.r.strict.Load(); res != nil {
+		resolver.Strict{Resolver: res}.Unseen(in, out)
+	}
+}
+
 func (s strictCheck) Judge(in, out netip.AddrPort, first []byte) uplink.Verdict {
 	res := s.r.strict.Load()
 	if res == nil {

@@ -32,12 +32,12 @@ const (
 
 // execOptions are exec's flags.
 type execOptions struct {
-	rules, rules6 string
+	rules, rules6 []string
 	config        string
 	publish       []string
 	allow         []string
 	strict        bool
-	learn         bool
+	learn         string
 	log           bool
 	quiet         bool
 	report        string
@@ -91,12 +91,12 @@ process inside has ended.`,
 
 // flags are those of exec that attach has, too.
 func (o *execOptions) flags(f *pflag.FlagSet) {
-	f.StringVar(&o.rules, "rules", "", "IPv4 rules: a `file` in iptables-save's format. Without --rules6 there is no IPv6 inside then")
-	f.StringVar(&o.rules6, "rules6", "", "IPv6 rules: a `file` in ip6tables-save's format. Without --rules there is no IPv4 inside then")
+	f.StringArrayVar(&o.rules, "rules", nil, "IPv4 rules: a `file` in iptables-save's format; may be given more than once. Without --rules6 there is no IPv6 inside then")
+	f.StringArrayVar(&o.rules6, "rules6", nil, "IPv6 rules: a `file` in ip6tables-save's format; may be given more than once. Without --rules there is no IPv4 inside then")
 	f.StringVarP(&o.config, "config", "c", "", "configuration `file`, to which exec adds its interfaces")
 	f.StringArrayVar(&o.allow, "allow", nil, "`destination` that may be reached, and no other: DOMAIN[:PORT], *.DOMAIN[:PORT], an address or a network; may be given more than once")
-	f.BoolVar(&o.strict, "strict", false, "with --allow: look at the server's name that clients send to ports 443 (TLS) and 80 (HTTP), too")
-	f.BoolVar(&o.learn, "learn", false, "print the --allow flags for what was used, at the end")
+	f.BoolVar(&o.strict, "strict", false, "with --allow: look at the server's name that clients send to ports 443 (TLS) and 80 (HTTP), too, and refuse UDP there")
+	f.StringVar(&o.learn, "learn", "", "write the --allow flags for what was used to a `file`, one a line, at the end")
 	f.StringVar(&o.report, "report", "", "write what was allowed and what denied to a `file`, as JSON")
 	f.BoolVar(&o.log, "log", false, "log each new connection")
 	f.BoolVarP(&o.quiet, "quiet", "q", false, "say nothing of what is denied, and print no summary")
@@ -244,8 +244,10 @@ func (o *execOptions) tell(a *app, r *router.Router) error {
 	if len(o.allow) > 0 && !o.quiet {
 		printSummary(a.stderr, &s)
 	}
-	if o.learn {
-		printLearned(a.stderr, &s)
+	if o.learn != "" {
+		if err := os.WriteFile(o.learn, []byte(learned(&s)), 0o666); err != nil {
+			return err
+		}
 	}
 	if o.report == "" {
 		return nil

@@ -97,8 +97,8 @@ func times(n int) string {
 	return fmt.Sprintf(", %d times", n)
 }
 
-// printLearned writes what was used as the flags that allow it.
-func printLearned(w io.Writer, s *router.Summary) {
+// learned is what was used as the flags that allow it, one a line.
+func learned(s *router.Summary) string {
 	var flags []string
 	for _, u := range s.Allowed {
 		if u.Port == 0 {
@@ -112,15 +112,11 @@ func printLearned(w io.Writer, s *router.Summary) {
 			}
 			to = netip.AddrPortFrom(a, u.Port).String()
 		}
-		if f := "--allow " + to; !slices.Contains(flags, f) {
+		if f := "--allow " + to + "\n"; !slices.Contains(flags, f) {
 			flags = append(flags, f)
 		}
 	}
-	if len(flags) == 0 {
-		fmt.Fprintln(w, "sluice: no connection was made: nothing needs to be allowed")
-		return
-	}
-	fmt.Fprintln(w, "sluice: what was used is allowed by:\n"+strings.Join(flags, " "))
+	return strings.Join(flags, "")
 }
 
 // printRules writes the plan as a configuration for `sluice run`.

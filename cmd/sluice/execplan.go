@@ -48,17 +48,16 @@ func (o *execOptions) plan(a *app) (*execPlan, error) {
 		return nil, fmt.Errorf("--device %s: there are auto, tun and veth", o.device)
 	}
 	for _, f := range []struct {
-		file string
-		set  *router.RulesetConfig
+		files []string
+		set   *router.RulesetConfig
 	}{{o.rules, &cfg.IPTables}, {o.rules6, &cfg.IP6Tables}} {
-		if f.file == "" {
-			continue
+		for _, file := range f.files {
+			text, err := os.ReadFile(file)
+			if err != nil {
+				return nil, err
+			}
+			f.set.Restore = append(f.set.Restore, router.RestoreFile{Path: file, Text: text})
 		}
-		text, err := os.ReadFile(f.file)
-		if err != nil {
-			return nil, err
-		}
-		f.set.Restore = append(f.set.Restore, router.RestoreFile{Path: f.file, Text: text})
 	}
 	net4, net6, err := o.networks()
 	if err != nil {
@@ -73,7 +72,7 @@ func (o *execOptions) plan(a *app) (*execPlan, error) {
 	plan := &execPlan{cfg: cfg}
 	dev := &plan.device
 	*dev = confine.Device{Kind: o.device, Name: execIface, MTU: execMTU, Queues: cfg.Router.Workers}
-	with4, with6 := o.rules != "" || o.rules6 == "", o.rules6 != "" || o.rules == ""
+	with4, with6 := len(o.rules) > 0 || len(o.rules6) == 0, len(o.rules6) > 0 || len(o.rules) == 0
 	if with4 {
 		c.Addresses = append(c.Addresses, nth(net4, 2), nth(net4, 3))
 		plan.resolve(nth(net4, 3).Addr())
@@ -133,7 +132,7 @@ func (p *execPlan) restrict(o *execOptions) error {
 		return errors.New("--strict looks at the names of an --allow list, and there is none")
 	}
 	p.cfg.DNS.Strict = p.cfg.DNS.Strict || o.strict
-	p.cfg.DNS.Learn = p.cfg.DNS.Learn || o.learn || o.report != ""
+	p.cfg.DNS.Learn = p.cfg.DNS.Learn || o.learn != "" || o.report != ""
 	for _, f := range []struct {
 		family uint8
 		set    *router.RulesetConfig

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"sluice/netstack/uplink"
+	"sluice/packet"
 )
 
 // Strict is an uplink.Checker that lets connections to ports 443 and 80 pass only
@@ -31,6 +32,13 @@ func (s Strict) Wants(_, out netip.AddrPort) bool {
 		}
 	}
 	return len(cfg.Allow) > 0
+}
+
+// Unseen implements uplink.Checker.
+func (s Strict) Unseen(_, out netip.AddrPort) {
+	if name, first := s.Report.Count(false, packet.ProtoUDP, out); first {
+		s.log.Warn("connection denied: names are looked at in TCP alone", "protocol", "udp", "to", out.String(), "name", name)
+	}
 }
 
 // Judge implements uplink.Checker.

@@ -21,6 +21,9 @@ const maxCheck = 36 << 10
 type Checker interface {
 	// Wants says whether a connection from in to out is to be looked at.
 	Wants(in, out netip.AddrPort) bool
+	// Unseen is told of UDP to where connections are looked at. It is refused:
+	// the name that QUIC says is not in plain sight.
+	Unseen(in, out netip.AddrPort)
 	// Judge is given all bytes that the client has sent so far, to keep no longer than the call.
 	Judge(in, out netip.AddrPort, first []byte) Verdict
 }

@@ -76,6 +76,12 @@ func (q *queue) openUDP(p *packet.Packet, k *key) conn {
 		p.Reason = ReasonAddress
 		return nil
 	}
+	if ch := q.link.cfg.Check; ch != nil && k.proto == packet.ProtoUDP && ch.Wants(k.inside(), k.outside()) {
+		ch.Unseen(k.inside(), k.outside())
+		q.unreachable(p, unix.EACCES)
+		p.Reason = ReasonUnseen
+		return nil
+	}
 	c := &udpConn{ping: k.proto != packet.ProtoUDP}
 	c.init(q, k)
 	c.mu.Lock()

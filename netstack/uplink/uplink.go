@@ -73,6 +73,7 @@ var (
 	ReasonChecksum = packet.NewReason("uplink.bad_checksum", "a packet to the uplink whose transport checksum is wrong")
 	ReasonFull     = packet.NewReason("uplink.full", "the uplink has as many connections as it may have")
 	ReasonSocket   = packet.NewReason("uplink.no_socket", "the host gave the uplink no socket")
+	ReasonUnseen   = packet.NewReason("uplink.unseen", "a datagram to where clients have to say a server's name, which is looked at in TCP alone; prohibited was sent")
 	ReasonHost     = packet.NewReason("uplink.host_refused", "the host's socket did not take the datagram")
 )
 
