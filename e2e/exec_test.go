@@ -24,7 +24,8 @@ import (
 // addresses 198.51.100.1 and 2001:db8::1, and nothing beyond.
 type den struct {
 	*box
-	kind execKind
+	kind  execKind
+	cover bool // see covered
 }
 
 // execKind is who runs exec, and on which device.
@@ -48,7 +49,7 @@ func eachDen(t *testing.T, test func(t *testing.T, d *den)) {
 
 func newDen(t *testing.T, k execKind) *den {
 	t.Helper()
-	d := &den{newBox(t), k}
+	d := &den{box: newBox(t), kind: k}
 	if k.user == "root" { // who is there without the right to go everywhere
 		os.Chown(d.Dir+"/run", 0, 0)
 	}
@@ -69,6 +70,9 @@ func (d *den) command(args ...string) *exec.Cmd {
 	if d.kind.user == "root" {
 		then = "exec "
 	}
+	if d.cover {
+		then = "mount -t tmpfs tmpfs /proc/bus\n" + then
+	}
 	w := append(d.wrap(mode, then), args...)
 	c := exec.Command(w[0], w[1:]...)
 	c.Dir = d.Dir + "/run"
@@ -77,12 +81,23 @@ func (d *den) command(args ...string) *exec.Cmd {
 }
 
 // sluice is `sluice exec` with these flags and this command.
-func (d *den) sluice(args ...string) *exec.Cmd {
-	pre := []string{lab.Binary(d.T), "exec"}
+func (d *den) sluice(args ...string) *exec.Cmd { return d.tool("exec", args...) }
+
+// tool is another of sluice's subcommands; exec and attach take the kind's device.
+func (d *den) tool(name string, args ...string) *exec.Cmd {
+	pre := []string{lab.Binary(d.T), name}
 	if d.kind.device == "veth" && d.kind.user == "root" { // whom no mode keeps out
 		pre = append(pre, "--device", "veth")
 	}
 	return d.command(append(pre, args...)...)
+}
+
+// runtime is where sluice's control sockets are.
+func (d *den) runtime() string {
+	if d.kind.user == "root" {
+		return "/run/sluice"
+	}
+	return d.Dir + "/run/sluice"
 }
 
 // run runs it to its end, at most a minute; what it wrote, and its exit status.
@@ -506,11 +521,7 @@ func TestExecHides(t *testing.T) {
 				t.Errorf("with nothing hidden, %q is missing:\n%s", want, out)
 			}
 		}
-		folder := "$XDG_RUNTIME_DIR/sluice"
-		if d.kind.user == "root" {
-			folder = "/run/sluice"
-		}
-		if files := d.shell("ls -A "+folder, "--show-runtime-dir"); files != "" {
+		if files := d.shell("ls -A "+d.runtime(), "--show-runtime-dir"); files != "" {
 			t.Errorf("the router's sockets are there: %s", files)
 		}
 	})

@@ -53,7 +53,7 @@ User-mode networking for unprivileged network namespaces.
 --disable-host-loopback  prohibit connecting to 127.0.0.1:* on the host namespace
 --netns-type=TYPE 	 specify network namespace type ([path|pid], default=pid)
 --userns-path=PATH	 specify user namespace path
---enable-sandbox         create a new mount namespace (and drop all caps except CAP_NET_BIND_SERVICE if running as the root)
+--enable-sandbox         open no files but those that name resolvers (and drop all caps except CAP_NET_BIND_SERVICE)
 --enable-seccomp         enable seccomp to limit syscalls (experimental)
 --outbound-addr=IPv4     sets outbound ipv4 address to bound to (experimental)
 --outbound-addr6=IPv6    sets outbound ipv6 address to bound to (experimental)
@@ -247,11 +247,11 @@ func (s *slirp) family(tap, up *router.InterfaceConfig, net netip.Prefix) {
 }
 
 func (s *slirp) serve() error {
-	j, err := s.join()
+	dev, err := s.plan()
 	if err != nil {
 		return err
 	}
-	dev, err := s.plan()
+	j, err := s.join()
 	if err != nil {
 		return err
 	}
@@ -304,7 +304,14 @@ func (s *slirp) serve() error {
 	if err := host.DropCapabilities(host.CapNetBindService); err != nil {
 		log.Warn("the router keeps capabilities that it does not need", "reason", err)
 	}
-	if s.sandbox || s.seccomp {
+	if s.sandbox {
+		if held, err := confine.OnlyFiles("/etc", "/run/systemd/resolve", "/run/resolvconf", "/run/NetworkManager"); err != nil {
+			return err
+		} else if !held {
+			log.Warn("--enable-sandbox: this kernel has no Landlock, so files stay as they are")
+		}
+	}
+	if s.seccomp {
 		if err := confine.Restrict(); err != nil {
 			return err
 		}

@@ -8,7 +8,8 @@
 // starts the command as the user that the caller is. A socket pair joins caller
 // and stage. When the caller ends, however it does, the stage sees its end of
 // the pair close and ends too, and with it the kernel ends every process inside;
-// with the last one go the namespaces and the device.
+// with the last one go the namespaces and the device. Where there can be no PID
+// namespace, the stage is a subreaper; see reaper.go.
 package confine
 
 import (
@@ -88,9 +89,12 @@ type Exit struct {
 
 // Process is a command with its namespaces.
 type Process struct {
-	cmd  *exec.Cmd
-	sock *socket
-	tty  *terminal
+	cfg    *Config
+	reaper bool  // the stage is a subreaper, and no init
+	others []int // children that we had before it
+	cmd    *exec.Cmd
+	sock   *socket
+	tty    *terminal
 
 	mu   sync.Mutex
 	exit *Exit
@@ -107,9 +111,18 @@ const stageName = "sluice-inside"
 // Start makes the namespaces and the process that holds them. The command
 // starts with Go, after Device.
 func Start(cfg *Config) (*Process, error) {
+	p := &Process{cfg: cfg, tty: openTerminal(), done: make(chan struct{})}
+	if err := p.begin(); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// begin starts the stage.
+func (p *Process) begin() error {
 	ours, theirs, err := socketPair()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer theirs.Close()
 	attr := &syscall.SysProcAttr{
@@ -118,42 +131,52 @@ func Start(cfg *Config) (*Process, error) {
 		Setpgid:     true,
 		AmbientCaps: []uintptr{unix.CAP_SYS_ADMIN, unix.CAP_NET_ADMIN, unix.CAP_NET_RAW},
 	}
-	if err := mapIDs(attr); err != nil {
-		ours.Close()
-		return nil, err
+	if p.reaper {
+		attr.Cloneflags &^= unix.CLONE_NEWPID
 	}
-	// Not one of ExtraFiles: those take the place of descriptors that the command inherits.
-	if _, err := unix.FcntlInt(theirs.Fd(), unix.F_SETFD, 0); err != nil {
-		ours.Close()
-		return nil, err
+	err = mapIDs(attr)
+	if err == nil {
+		// Not one of ExtraFiles: those take the place of descriptors that the command inherits.
+		_, err = unix.FcntlInt(theirs.Fd(), unix.F_SETFD, 0)
 	}
-	p := &Process{
-		cmd: &exec.Cmd{
-			Path:        "/proc/self/exe",
-			Args:        append([]string{stageName, "init", strconv.Itoa(int(theirs.Fd()))}, cfg.Command...),
-			Stdin:       os.Stdin,
-			Stdout:      os.Stdout,
-			Stderr:      os.Stderr,
-			SysProcAttr: attr,
-		},
-		sock: ours,
-		tty:  openTerminal(),
-		done: make(chan struct{}),
+	if err != nil {
+		ours.Close()
+		return err
+	}
+	p.sock = ours
+	p.cmd = &exec.Cmd{
+		Path:        "/proc/self/exe",
+		Args:        append([]string{stageName, "init", strconv.Itoa(int(theirs.Fd()))}, p.cfg.Command...),
+		Stdin:       os.Stdin,
+		Stdout:      os.Stdout,
+		Stderr:      os.Stderr,
+		SysProcAttr: attr,
 	}
 	if err := p.cmd.Start(); err != nil {
 		ours.Close()
-		return nil, explainNamespaces(err)
+		return explainNamespaces(err)
 	}
-	if err := p.send(cfg); err != nil {
+	if err := p.send(p.cfg); err != nil {
 		p.Kill()
-		return nil, err
+		return err
 	}
-	return p, nil
+	return nil
+}
+
+// beginAnew starts another stage, a subreaper, where the first could not be an init.
+func (p *Process) beginAnew() error {
+	p.Kill()
+	unix.Close(p.sock.fd)
+	p.reaper, p.others = true, children()
+	if err := subreaper(); err != nil { // for what a stage leaves that is killed
+		return fmt.Errorf("PR_SET_CHILD_SUBREAPER: %w", err)
+	}
+	return p.begin()
 }
 
 func (p *Process) send(cfg *Config) error {
 	var fds []int
-	order := order{Setup: &setup{Device: cfg.Device, ResolvConf: cfg.ResolvConf, Hide: cfg.Hide, HideIfThere: cfg.HideIfThere, KillChildren: cfg.KillChildren}}
+	order := order{Setup: &setup{Device: cfg.Device, ResolvConf: cfg.ResolvConf, Hide: cfg.Hide, HideIfThere: cfg.HideIfThere, KillChildren: cfg.KillChildren, Reaper: p.reaper}}
 	if cfg.Remove != "" {
 		dir, file := splitPath(cfg.Remove)
 		fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -180,6 +203,11 @@ func (p *Process) PID() int { return p.cmd.Process.Pid }
 // Device waits for the device's queues.
 func (p *Process) Device() (*Opened, error) {
 	r, fds, err := p.receive()
+	if err == nil && r.NoProc {
+		if err = p.beginAnew(); err == nil {
+			r, fds, err = p.receive()
+		}
+	}
 	if err != nil {
 		closeAll(fds)
 		return nil, err
@@ -255,7 +283,7 @@ func (p *Process) attend() {
 			p.tty.suspend(r.Stopped, p.PID())
 		}
 	}
-	p.cmd.Wait()
+	p.waitStage()
 	p.tty.take()
 	p.mu.Lock()
 	if p.exit == nil {
@@ -284,8 +312,16 @@ func (p *Process) Signal(sig syscall.Signal) error {
 func (p *Process) Kill() {
 	p.cmd.Process.Kill()
 	p.sock.Close()
-	p.cmd.Wait()
+	p.waitStage()
 	p.tty.take()
+}
+
+// waitStage waits for the stage's end, and ends what a subreaper that was killed left behind.
+func (p *Process) waitStage() {
+	p.cmd.Wait()
+	if st := p.cmd.ProcessState; p.reaper && st != nil && st.ExitCode() < 0 {
+		killOrphans(p.others)
+	}
 }
 
 // order is what the caller tells the stage.
@@ -300,6 +336,7 @@ type setup struct {
 	ResolvConf        []byte
 	Hide, HideIfThere []string
 	KillChildren      bool
+	Reaper            bool
 	Remove            string // in the folder whose descriptor comes along
 }
 
@@ -307,6 +344,7 @@ type setup struct {
 type report struct {
 	Error   string  `json:",omitempty"`
 	Device  *Opened `json:",omitempty"`
+	NoProc  bool    `json:",omitempty"` // no /proc fits the PID namespace; the stage ends
 	Ready   bool    `json:",omitempty"`
 	Exit    *Exit   `json:",omitempty"`
 	Stopped int     `json:",omitempty"` // the signal that stopped the command

@@ -11,13 +11,8 @@ import (
 
 const resolvConf = "/etc/resolv.conf"
 
-// arrangeFiles mounts what the command sees differently. It runs in a mount
-// namespace of its own.
+// arrangeFiles mounts what the command sees differently; see ownMounts.
 func arrangeFiles(s *setup) error {
-	// What is mounted outside from now on arrives here, and nothing from here there.
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
-		return explainMount("/", err)
-	}
 	if err := mountResolvConf(s.ResolvConf); err != nil {
 		return err
 	}
@@ -31,14 +26,28 @@ func arrangeFiles(s *setup) error {
 			return fmt.Errorf("hiding %s: %w", path, bare(err))
 		}
 	}
-	// A container that covers parts of its /proc forbids another one without
-	// covers: the outer one stays then, and shows the outer processes. They are
-	// as far out of reach as with a /proc of one's own.
-	err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
-	if err != nil && !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EACCES) {
-		return explainMount("/proc", err)
+	return nil
+}
+
+// ownMounts has what is mounted outside from now on arrive here, and nothing from here there.
+func ownMounts() error {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
+		return explainMount("/", err)
 	}
 	return nil
+}
+
+// mountProc mounts the /proc of our PID namespace; false: a container that covers
+// parts of its own forbids one without covers, and the outer one stays.
+func mountProc() (bool, error) {
+	err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
+	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
+		return false, nil
+	}
+	if err != nil {
+		return false, explainMount("/proc", err)
+	}
+	return true, nil
 }
 
 func explainMount(path string, err error) error {

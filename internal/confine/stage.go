@@ -39,7 +39,8 @@ type stage struct {
 	sock    *socket
 	command []string
 	setup   setup
-	dir     int // of setup.Remove; -1: none
+	keeper  *keeper // of a subreaper; an init has none
+	dir     int     // of setup.Remove; -1: none
 
 	mu  sync.Mutex
 	pid int // the command's; 0: it has not started, or has ended
@@ -49,7 +50,9 @@ func (s *stage) init() int {
 	// An init gets no signal that it does not handle, but Go's runtime handles
 	// them all and would end the process. The command has the defaults again.
 	signals := make(chan os.Signal, 16)
-	signal.Notify(signals, syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGPIPE, syscall.SIGALRM)
+	// A subreaper would also be stopped by the terminal's.
+	signal.Notify(signals, syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGPIPE, syscall.SIGALRM,
+		syscall.SIGTSTP, syscall.SIGTTIN, syscall.SIGTTOU)
 	go func() {
 		for range signals {
 		}
@@ -80,6 +83,19 @@ func (s *stage) prepare() error {
 	if len(fds) > 0 {
 		s.dir = fds[0]
 	}
+	if err := ownMounts(); err != nil {
+		return err
+	}
+	if s.setup.Reaper {
+		if err := subreaper(); err != nil {
+			return fmt.Errorf("PR_SET_CHILD_SUBREAPER: %w", err)
+		}
+	} else if own, err := mountProc(); err != nil {
+		return err
+	} else if !own && landlockVersion() >= scopedVersion {
+		s.dir = -1 // the caller goes on
+		return errors.Join(s.sock.send(report{NoProc: true}, nil), errClosed)
+	}
 	opened, err := openDevice(&s.setup.Device, true)
 	if err != nil {
 		return err
@@ -103,6 +119,11 @@ func (s *stage) prepare() error {
 	if err := restrict(); err != nil {
 		return err
 	}
+	if s.setup.Reaper {
+		if s.keeper, err = newKeeper(); err != nil {
+			return err
+		}
+	}
 	if err := s.sock.send(report{Ready: true}, nil); err != nil {
 		return err
 	}
@@ -124,6 +145,7 @@ func (s *stage) obey() {
 		closeAll(fds)
 		if err != nil {
 			s.remove()
+			s.endAll()
 			os.Exit(125)
 		}
 		if o.Signal != 0 {
@@ -133,6 +155,13 @@ func (s *stage) obey() {
 			}
 			s.mu.Unlock()
 		}
+	}
+}
+
+// endAll ends what is inside where that does not end with us.
+func (s *stage) endAll() {
+	if s.keeper != nil {
+		s.keeper.killAll()
 	}
 }
 
@@ -146,7 +175,7 @@ func (s *stage) remove() {
 // run starts the command and waits for it and for everything else inside.
 func (s *stage) run() int {
 	s.mu.Lock()
-	pid, failed := start(s.command)
+	pid, failed := s.start()
 	s.pid = pid
 	s.mu.Unlock()
 	if failed != nil {
@@ -171,16 +200,27 @@ func (s *stage) run() int {
 		s.pid = 0
 		s.mu.Unlock()
 		if s.sock.send(report{Exit: &Exit{Status: status}}, nil); s.setup.KillChildren {
+			s.endAll()
 			return 0
 		}
 	}
 }
 
-// start runs the command with our streams and whatever else was inherited.
-func start(command []string) (pid int, failed *Exit) {
+// start runs the command, on the keeper's thread if there is one.
+func (s *stage) start() (pid int, failed *Exit) {
+	attr := &syscall.ProcAttr{Env: os.Environ(), Files: []uintptr{0, 1, 2}}
+	if s.keeper == nil {
+		return start(s.command, attr)
+	}
+	attr.Sys = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	s.keeper.do(func() { pid, failed = start(s.command, attr) })
+	return pid, failed
+}
+
+// start runs a command with our streams and whatever else was inherited.
+func start(command []string, attr *syscall.ProcAttr) (pid int, failed *Exit) {
 	path, err := look(command[0])
 	if err == nil {
-		attr := &syscall.ProcAttr{Env: os.Environ(), Files: []uintptr{0, 1, 2}}
 		pid, err = syscall.ForkExec(path, command, attr)
 		if err == syscall.ENOEXEC { // a script without "#!", as execvp(3) does it
 			pid, err = syscall.ForkExec("/bin/sh", append([]string{"/bin/sh", path}, command[1:]...), attr)

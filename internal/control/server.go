@@ -34,8 +34,8 @@ const (
 type Server struct {
 	Path string
 	Log  *slog.Logger // nil: slog's default
-	// Outside refuses peers in PID namespaces below the server's own: what a
-	// router confines may not control it.
+	// Outside refuses peers in PID namespaces below the server's own, and in other
+	// user namespaces: what a router confines may not control it.
 	Outside bool
 
 	l        *net.UnixListener
@@ -249,10 +249,21 @@ func checkOutside(pid, pidfd int) error {
 	switch {
 	case err != nil:
 		return fmt.Errorf("process %d may not control this router: where it is cannot be told: %w", pid, err)
-	case theirs > own:
+	case theirs > own, elsewhere(pid):
 		return fmt.Errorf("process %d may not control this router: it is one of those behind it", pid)
 	}
 	return nil
+}
+
+// elsewhere says whether a process is in another user namespace. One that we may
+// not look at is not: whoever made a user namespace may look at everything in it.
+func elsewhere(pid int) bool {
+	own, err := os.Readlink("/proc/self/ns/user")
+	if err != nil {
+		return false // a kernel without them
+	}
+	theirs, err := os.Readlink("/proc/" + strconv.Itoa(pid) + "/ns/user")
+	return err == nil && theirs != own
 }
 
 // pidDepth is how many PID namespaces a process has a number in.
