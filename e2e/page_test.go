@@ -187,7 +187,7 @@ func TestPage(t *testing.T) {
 	}
 	until("a drop", `[...document.querySelectorAll('#drops td.m')].some(e => e.firstChild.textContent === 'filter.FORWARD.rule')`)
 
-	// A rule's counter. A jump leads to its chain.
+	// A rule's counter.
 	b.run(chromedp.Click(`[data-chip="FORWARD/filter"]`), chromedp.WaitVisible(`#rules tbody tr`))
 	rules := func() string { return b.text(`document.querySelector('#rules').innerText`) }
 	until("the rules", `document.querySelectorAll('#rules tbody tr').length === 4`)
@@ -274,6 +274,15 @@ func TestPage(t *testing.T) {
 	if s := r.Must("iptables", "-S", "FORWARD", "1"); s != "-A FORWARD -s 192.0.2.7/32 -j DROP\n" {
 		t.Errorf("%q", s)
 	}
+
+	// A jump leads to its chain.
+	r.Must("iptables", "-N", "side")
+	r.Must("iptables", "-A", "side", "-p", "gre", "-j", "DROP")
+	r.Must("iptables", "-A", "FORWARD", "-p", "gre", "-j", "side")
+	until("the jump", `document.querySelector('#rules button.link')?.textContent === 'side'`)
+	b.run(chromedp.Click(`#rules button.link`))
+	until("the chain", `document.querySelector('#chains [aria-selected=true]').textContent.includes('side') && document.querySelector('#rules').innerText.includes('-A side -p gre -j DROP')`)
+	b.run(chromedp.Click(`[data-chip="FORWARD/filter"]`))
 
 	// On a phone, and in the dark.
 	b.run(chromedp.EmulateViewport(390, 844))

@@ -325,6 +325,8 @@ func TestFindings(t *testing.T) {
 		{"ranges", filter("-A INPUT -m iprange --src-range 10.0.0.1-10.0.0.9 -j ACCEPT", "-A INPUT -s 10.0.0.4/30 -j DROP", "-A INPUT -s 10.0.0.8/30 -j DROP"), []string{"never-matches INPUT 2 by [1]"}},
 		{"marks change in mangle", "*mangle\n-A PREROUTING -m mark --mark 1 -j ACCEPT\n-A PREROUTING -p tcp -j MARK --set-mark 1\n-A PREROUTING -m mark --mark 1 -j ACCEPT\nCOMMIT\n", nil},
 		{"marks may change in filter", filter("-A INPUT -m mark --mark 1 -j ACCEPT", "-A INPUT -m connmark --mark 1 -j ACCEPT", "-A INPUT -p udp -j CONNMARK --set-mark 1", "-A INPUT -j MARK --set-mark 1", "-A INPUT -m mark --mark 1 -j ACCEPT", "-A INPUT -m connmark --mark 1 -j ACCEPT"), nil},
+		{"TPROXY ends", "*mangle\n-A PREROUTING -p tcp --dport 80 -j TPROXY --on-port 3128\n-A PREROUTING -p tcp --dport 80 -j DROP\nCOMMIT\n", []string{"never-matches PREROUTING 2 by [1]"}},
+		{"the socket match marks", "*mangle\n-A PREROUTING -m mark --mark 1 -j ACCEPT\n-A PREROUTING -m socket --restore-skmark\n-A PREROUTING -m mark --mark 1 -j ACCEPT\nCOMMIT\n", nil},
 		{"labels too", filter("-A INPUT -m connlabel --label 5 -j ACCEPT", "-A INPUT -p udp -m connlabel --label 5 --set", "-A INPUT -m connlabel --label 5 -j ACCEPT"), nil},
 		{"marks that nothing changes", "*mangle\n-A PREROUTING -m mark --mark 1 -j ACCEPT\n-A PREROUTING -p tcp -m mark --mark 1 -j TTL --ttl-set 9\nCOMMIT\n", []string{"never-matches PREROUTING 2 by [1]"}},
 	} {

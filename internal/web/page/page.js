@@ -92,7 +92,7 @@ for (const b of document.querySelectorAll('[data-family]')) {
 
 // --- rules
 
-let opened = null, opener = null, ruleCounts = new Map(), ruleTimer = 0;
+let opened = null, opener = null, ruleCounts = new Map(), ruleRows = new Map(), ruleTimer = 0;
 
 async function openRules(table, chain, fam) {
   const list = (last?.tables || []).filter((t) => t.name === table && (!family || t.family === family));
@@ -103,6 +103,7 @@ async function openRules(table, chain, fam) {
   opened = named.find((c) => c.rules > 0) || named[0] || inOrder[0];
   if (fresh) opener = document.activeElement;
   ruleCounts = new Map();
+  ruleRows = new Map();
   $('rulesbox').hidden = false;
   $('rulesh').textContent = `Table ${table}`;
   $('chains').replaceChildren(...inOrder.map((c) => el('button', {
@@ -125,12 +126,17 @@ $('chains').onkeydown = (e) => {
   document.getElementById(id).focus();
 };
 
-// ruleText is a rule with the chain that it jumps to as a link.
-function ruleText(text, at) {
+// jump finds the user's chain that a rule leads to.
+function jump(text, at) {
   const m = /^(.* -[jg] )(\S+)$/.exec(text);
-  const to = m && last.tables.find((t) => t.name === at.table && t.family === at.family)?.chains.find((c) => c.name === m[2] && !c.policy);
+  const to = m && last?.tables.find((t) => t.name === at.table && t.family === at.family)?.chains.find((c) => c.name === m[2] && !c.policy);
+  return to && { before: m[1], chain: m[2] };
+}
+
+// ruleText is a rule with the chain that it jumps to as a link.
+function ruleText(text, to, at) {
   if (!to) return [text];
-  return [m[1], el('button', { type: 'button', class: 'link', onclick: () => openRules(at.table, to.name, at.family) }, m[2])];
+  return [to.before, el('button', { type: 'button', class: 'link', onclick: () => { $('rulesh').focus({ preventScroll: true }); openRules(at.table, to.chain, at.family); } }, to.chain)];
 }
 
 async function loadRules() {
@@ -142,16 +148,26 @@ async function loadRules() {
     if (at !== opened) return;
     const now = performance.now(), dt = ruleCounts.time ? (now - ruleCounts.time) / 1000 : 0, counts = new Map();
     counts.time = now;
-    const row = (key, num, r, ...text) => {
+    // Rows that stay are written anew in place: the focus may be on one.
+    const rows = new Map();
+    const row = (key, num, r, text) => {
       counts.set(key, r);
       const old = ruleCounts.get(key), per = (k) => (dt && old ? Math.max(0, r[k] - old[k]) / dt : 0);
-      return el('tr', { 'data-rule': num, class: per('packets') > 0 ? 'busy' : r.packets > 0 ? '' : 'idle' }, el('td', { class: 'n' }, num), el('td', { class: 'n' }, short(r.packets)), el('td', { class: 'n' }, short(r.bytes, 'B')),
-        el('td', { class: 'n' }, short(per('packets'))), el('td', { class: 'n' }, short(per('bytes'))), el('td', { class: 'm' }, ...text));
+      const tr = ruleRows.get(key) || el('tr', { 'data-rule': num }, ...[0, 1, 2, 3, 4].map(() => el('td', { class: 'n' })), el('td', { class: 'm' }, ...text()));
+      tr.className = per('packets') > 0 ? 'busy' : r.packets > 0 ? '' : 'idle';
+      [num, short(r.packets), short(r.bytes, 'B'), short(per('packets')), short(per('bytes'))].forEach((v, i) => { tr.cells[i].textContent = v; });
+      rows.set(key, tr);
     };
-    const rows = (c.rules || []).map((r, i) => row(i + 1 + r.text, String(i + 1), r, ...ruleText(r.text, at)));
-    if (c.policy) rows.push(row('policy', '', c, `policy ${c.policy}`));
-    const focus = $('rules').contains(document.activeElement);
-    if (!focus) $('rules').tBodies[0].replaceChildren(...(rows.length ? rows : [nothing(6, 'No rules.')]));
+    (c.rules || []).forEach((r, i) => {
+      const to = jump(r.text, at);
+      row(`${i + 1} ${r.text} ${to ? 'link' : ''}`, String(i + 1), r, () => ruleText(r.text, to, at));
+    });
+    if (c.policy) row('policy ' + c.policy, '', c, () => [`policy ${c.policy}`]);
+    if (!rows.size) rows.set('', nothing(6, 'No rules.'));
+    const list = [...rows.values()], body = $('rules').tBodies[0];
+    if (list.length !== body.rows.length || list.some((tr, i) => tr !== body.rows[i])) body.replaceChildren(...list);
+    ruleRows = rows;
+    ruleCounts = counts;
     $('rulesmore').textContent = c.num_rules > (c.rules || []).length ? `${c.num_rules - (c.rules || []).length} more rules are not shown.` : '';
     if (!focus) ruleCounts = counts;
   } catch (e) { $('rulesmore').textContent = e.message; }
