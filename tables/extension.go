@@ -274,6 +274,9 @@ type Args struct {
 	vals     []given // of the options that were given
 	// State is an extension's own, made by Final for Save, List and Compile.
 	State any
+	// Warn is, for First and Final, what takes a line that iptables writes to
+	// stderr and then goes on.
+	Warn func(line string)
 }
 
 // given is the value of an option, by its place among the extension's.

@@ -197,6 +197,7 @@ func NewParser(reg *Registry, fam uint8, args []string, command []CommandOption)
 	g := grammarOf(command, fam)
 	ps := &Parser{Registry: reg, Family: fam, command: g.command}
 	ps.groups = append(make([]optGroup, 0, 5), optGroup{names: g.own, kind: optCommand}, optGroup{names: g.rules, kind: optRule})
+	ps.warnings = ps.warn
 	ps.Reset(args)
 	return ps
 }
@@ -586,9 +587,6 @@ func (ps *Parser) extOption(a *Args, i int, name, text string) error {
 		ps.pos++
 		words = append(words, w)
 	}
-	if ps.warnings == nil {
-		ps.warnings = ps.warn
-	}
 	oc := &ps.option
 	*oc = OptionContext{Ext: a.Ext, Name: o.Name, Typed: name, Env: ps.Env, Family: a.Family, Proto: a.Proto, ProtoNot: a.ProtoNot, Args: a, Warn: ps.warnings}
 	if t, ok := o.Type.(OptionalArg); ok {
@@ -610,7 +608,9 @@ func (ps *Parser) extOption(a *Args, i int, name, text string) error {
 }
 
 // final makes the checks of an extension's options once all are read.
-func (a *Args) final(first, custom func(*Args) error) error {
+func (a *Args) final(ps *Parser, first, custom func(*Args) error) error {
+	a.Proto, a.ProtoNot, a.Warn = ps.rule.Proto, ps.rule.ProtoNot, ps.warnings
+	defer func() { a.Warn = nil }()
 	if first != nil {
 		if err := first(a); err != nil {
 			return err
@@ -649,14 +649,12 @@ func (ps *Parser) Rules(table TableID, chain string) ([]*Rule, error) {
 		return nil, NATDrop
 	}
 	for _, u := range ps.uses {
-		u.Args.Proto, u.Args.ProtoNot = r.Proto, r.ProtoNot
-		if err := u.Args.final(u.Ext.First, u.Ext.Final); err != nil {
+		if err := u.Args.final(ps, u.Ext.First, u.Ext.Final); err != nil {
 			return nil, err
 		}
 	}
 	if u := ps.target; u.Ext != nil {
-		u.Args.Proto, u.Args.ProtoNot = r.Proto, r.ProtoNot
-		if err := u.Args.final(u.Ext.First, u.Ext.Final); err != nil {
+		if err := u.Args.final(ps, u.Ext.First, u.Ext.Final); err != nil {
 			return nil, err
 		}
 	}

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/bits"
-	"syscall"
 
 	"sluice/conntrack"
 	"sluice/packet"
@@ -16,12 +15,22 @@ import (
 // range, and so cannot read what it prints.)
 var nodeNumber = tables.Uint{Min: 1, Max: 32}
 
+// nodeMask is a bit for each node.
+type nodeMask struct{ tables.Uint }
+
+func (t nodeMask) Parse(o *tables.OptionContext, text []string, v *tables.Value) error {
+	if t.Uint.Parse(o, text, v) != nil {
+		return nodeNumber.Parse(o, text, v) // for its message
+	}
+	return nil
+}
+
 var matchCluster = &tables.Match{
 	Name:     "cluster",
 	Families: tables.V4V6,
 	Doc:      "Matches the share of connections that falls to this node of a cluster in which every node sees all packets. The share is the kernel's: a hash of the connection's source address.",
 	Options: []tables.Option{
-		{Name: "cluster-local-nodemask", Type: tables.Uint{Min: 1, Max: all32}, Negatable: true, Arg: "mask", Doc: "bits of the nodes whose share it is"},
+		{Name: "cluster-local-nodemask", Type: nodeMask{tables.Uint{Min: 1, Max: all32}}, Negatable: true, Arg: "mask", Doc: "bits of the nodes whose share it is"},
 		{Name: "cluster-local-node", Type: nodeNumber, Negatable: true, Excludes: []string{"cluster-local-nodemask"}, Arg: "number", Doc: "the node whose share it is, from 1"},
 		{Name: "cluster-total-nodes", Type: nodeNumber, Required: true, Arg: "number", Doc: "how many nodes there are, up to 32"},
 		{Name: "cluster-hash-seed", Type: tables.U32, Required: true, Arg: "number", Doc: "the hash's seed, the same on all nodes"},
@@ -34,7 +43,9 @@ var matchCluster = &tables.Match{
 	},
 	Final: func(a *tables.Args) error {
 		v := *a.Get("cluster-local-node")
-		if !v.Set {
+		if !v.Set && bits.Len64(a.Num("cluster-local-nodemask")) > int(a.Num("cluster-total-nodes")) {
+			return tables.Usagef("cluster match: `--cluster-local-nodemask' too big for `--cluster-total-nodes'")
+		} else if !v.Set {
 			return nil
 		}
 		if v.Lo > a.Num("cluster-total-nodes") {
@@ -53,12 +64,6 @@ var matchCluster = &tables.Match{
 		v := a.Get("cluster-local-nodemask")
 		return fmt.Sprintf(" cluster %snode_mask=0x%08x total_nodes=%d hash_seed=0x%08x",
 			bang(v), v.Lo, a.Num("cluster-total-nodes"), a.Num("cluster-hash-seed"))
-	},
-	Check: func(a *tables.Args, _ *tables.Place) error {
-		if bits.Len64(a.Num("cluster-local-nodemask")) > int(a.Num("cluster-total-nodes")) {
-			return tables.Refuse(syscall.EDOM, "cluster: the mask names more nodes than there are")
-		}
-		return nil
 	},
 	Compile: func(a *tables.Args, env *tables.Env) (tables.Pred, error) {
 		v := a.Get("cluster-local-nodemask")

@@ -101,12 +101,23 @@ func (date) Parse(_ *tables.OptionContext, text []string, v *tables.Value) error
 		s = rest[1:]
 	}
 	t := time.Date(int(part[0]), time.Month(part[1]), int(part[2]), int(part[3]), int(part[4]), int(part[5]), 0, time.UTC)
+	if t.Unix() < 0 { // month or day 0 are those before
+		return &tables.Error{Code: tables.ExitOther, Before: "mktime: No such file or directory", Msg: "mktime returned an error"}
+	}
 	v.Lo = uint64(t.Unix())
 	return nil
 }
 
 func (date) Format(v *tables.Value) string {
 	return time.Unix(int64(v.Lo), 0).UTC().Format("2006-01-02T15:04:05")
+}
+
+// localTZ is --localtz, which is taken with a warning.
+type localTZ struct{ tables.Type }
+
+func (localTZ) Parse(o *tables.OptionContext, _ []string, _ *tables.Value) error {
+	o.Warn("WARNING: --localtz is being replaced by --kerneltz, since \"local\" is ambiguous. Note the kernel timezone has caveats - see manpage for details.")
+	return nil
 }
 
 // dayList is a list of days as bits in Value.Lo; "!" turns into the other days.
@@ -126,6 +137,10 @@ func (t dayList) Parse(o *tables.OptionContext, text []string, v *tables.Value) 
 		n, rest, ok := tables.Strtoul(w, 0, all32)
 		switch {
 		case t.month && (!ok || rest != "" || n > 31):
+			// The real one looks at two characters, and takes a word if these are a day.
+			if n, rest, ok := tables.Strtoul(w[:min(2, len(w))], 0, 31); !ok || rest != "" || n > 31 {
+				w = w[:min(2, len(w))]
+			}
 			return tables.Usagef("%s is not a valid day for --monthdays", w)
 		case !t.month && ok && n > 31:
 			return tables.Usagef("%s is not a valid day specifier", w)
@@ -219,7 +234,7 @@ var matchTime = &tables.Match{
 		{Name: "contiguous", Type: tables.Flag, Doc: "hours after midnight belong to the day before"},
 		{Name: "kerneltz", Type: tables.Flag, Doc: "times are in the kernel's time zone"},
 		{Name: "utc", Type: tables.Flag, Excludes: []string{"kerneltz", "localtz"}, Doc: "times are in UTC, the default"},
-		{Name: "localtz", Type: tables.Flag, Excludes: []string{"utc"}, Doc: "same as --kerneltz"},
+		{Name: "localtz", Type: localTZ{tables.Flag}, Excludes: []string{"utc"}, Doc: "same as --kerneltz"},
 	},
 	First: func(a *tables.Args) error {
 		if t := timeSpecOf(a); t.contiguous && t.start < t.stop {

@@ -17,20 +17,37 @@ func (classID) Args() int { return 1 }
 
 func (classID) Parse(_ *tables.OptionContext, text []string, v *tables.Value) error {
 	bad := tables.Usagef("Bad class value \"%s\"", text[0])
-	major, minor, ok := strings.Cut(text[0], ":")
-	if !ok {
+	hi, rest, ok := scanHex(text[0])
+	if !ok || !strings.HasPrefix(rest, ":") {
 		return bad
 	}
-	hi, rest, ok := hexNumber(major)
-	if !ok || rest != "" {
-		return bad
-	}
-	lo, _, ok := hexNumber(minor)
+	lo, _, ok := scanHex(rest[1:])
 	if !ok {
 		return bad
 	}
 	v.Lo = hi&0xffff<<16 | lo&0xffff
 	return nil
+}
+
+// scanHex reads a number as scanf's %x does: blanks and a sign before it, and
+// "0x" alone, are taken.
+func scanHex(s string) (n uint64, rest string, ok bool) {
+	s = strings.TrimLeft(s, " \t\n\v\f\r")
+	neg := strings.HasPrefix(s, "-")
+	if neg || strings.HasPrefix(s, "+") {
+		s = s[1:]
+	}
+	n, rest, ok = hexNumber(s)
+	if !ok && len(s) > len(rest) { // "0x", or too large
+		n, ok = 0, true
+		if len(s)-len(rest) > 2 {
+			n = all32
+		}
+	}
+	if neg {
+		n = -n
+	}
+	return n, rest, ok
 }
 
 // hexNumber reads hex digits, with or without 0x, as scanf's %x does.

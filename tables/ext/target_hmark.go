@@ -54,10 +54,15 @@ func (hmarkTuple) Parse(o *tables.OptionContext, text []string, v *tables.Value)
 			full.B[i] = 0xff
 		}
 	}
-	for _, w := range strings.Split(text[0], ",") {
-		switch w {
-		case "":
+	rest, more := text[0], true
+	for more {
+		if rest == "" {
 			return tables.Usagef("\"--hmark-tuple\" requires a list of types with no spaces, e.g. src,dst,sport,dport,proto")
+		}
+		all := rest
+		var w string
+		w, rest, more = strings.Cut(rest, ",")
+		switch w = hmarkType(w); w {
 		case "src", "dst":
 			a.Set("hmark-"+w+"-prefix", full)
 		case "sport", "dport", "proto":
@@ -67,10 +72,20 @@ func (hmarkTuple) Parse(o *tables.OptionContext, text []string, v *tables.Value)
 		case "ct":
 			v.Lo = 1
 		default:
-			return tables.Usagef("Bad type \"%s\"", w)
+			return tables.Usagef("Bad type \"%s\"", all)
 		}
 	}
 	return nil
+}
+
+// hmarkType is the first type that begins like w, in any case; "": none does.
+func hmarkType(w string) string {
+	for _, t := range []string{"src", "dst", "sport", "dport", "spi", "proto", "ct"} {
+		if w != "" && len(w) <= len(t) && strings.EqualFold(w, t[:len(w)]) {
+			return t
+		}
+	}
+	return ""
 }
 
 func (hmarkTuple) Format(*tables.Value) string { return "ct" }

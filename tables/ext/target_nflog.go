@@ -7,21 +7,6 @@ import (
 	"sluice/tables"
 )
 
-// nflogRange is --nflog-range: read, and of no effect.
-type nflogRange struct{}
-
-func (nflogRange) Args() int { return 1 }
-
-func (nflogRange) Parse(o *tables.OptionContext, text []string, v *tables.Value) error {
-	if err := tables.U32.Parse(o, text, v); err != nil {
-		return err
-	}
-	o.Warn("warn: --nflog-range has never worked and is no longer supported, please use --nflog-size instead")
-	return nil
-}
-
-func (nflogRange) Format(v *tables.Value) string { return tables.U32.Format(v) }
-
 var targetNFLOG = &tables.Target{
 	Name:     "NFLOG",
 	Families: tables.V4V6,
@@ -29,9 +14,15 @@ var targetNFLOG = &tables.Target{
 	Options: []tables.Option{
 		{Name: "nflog-prefix", Type: tables.String{Min: 1, Trim: 63}, Arg: "text", Doc: "goes with the packet, up to 63 bytes"},
 		{Name: "nflog-group", Type: tables.U16, Arg: "number", Doc: "the group; default 0"},
-		{Name: "nflog-range", Type: nflogRange{}, Excludes: []string{"nflog-size"}, Arg: "bytes", Doc: "has no effect"},
+		{Name: "nflog-range", Type: tables.U32, Excludes: []string{"nflog-size"}, Arg: "bytes", Doc: "has no effect"},
 		{Name: "nflog-size", Type: tables.U32, Arg: "bytes", Doc: "how much of the packet is given; default all"},
 		{Name: "nflog-threshold", Type: tables.U16, Arg: "number", Doc: "packets to collect; accepted, each is given at once"},
+	},
+	First: func(a *tables.Args) error {
+		if a.Has("nflog-range") {
+			a.Warn("warn: --nflog-range has never worked and is no longer supported, please use --nflog-size instead")
+		}
+		return nil
 	},
 	Save: func(a *tables.Args) string {
 		var s string
