@@ -1,6 +1,8 @@
 package conntrack
 
 import (
+	"math/bits"
+
 	"sluice/packet"
 )
 
@@ -16,11 +18,20 @@ type Probe struct {
 	dir   Dir
 }
 
-// Aim reads p's tuple, in zone 0, and brings its bucket near. false: p has no
-// tuple.
+// Aim reads the tuple of p, which has ports, in zone 0, and notes its bucket.
+// false: p has no tuple.
 func (w *Worker) Aim(pr *Probe, p *packet.Packet) bool {
 	t := w.t
-	if !t.tuple(&pr.tuple, p, 0) {
+	if littleEndian && p.Family == packet.IPv4 && p.L4 == 20 {
+		// The addresses and ports lie side by side.
+		b := p.Bytes()
+		if len(b) < 24 {
+			return false
+		}
+		h := (*[24]byte)(b)
+		addrs, ports := le.Uint64(h[12:]), bits.RotateLeft32(bits.ReverseBytes32(le.Uint32(h[20:])), 16)
+		*pr.tuple.words() = [5]uint64{addrs & (1<<32 - 1), 0, addrs >> 32, 0, uint64(ports) | uint64(p.Proto)<<48 | uint64(packet.IPv4)<<56}
+	} else if !t.tuple(&pr.tuple, p, 0) {
 		return false
 	}
 	pr.hash = t.hashTuple(&pr.tuple)
@@ -85,14 +96,19 @@ type early struct {
 	reason packet.Reason
 }
 
-// TrackHit is Track at PREROUTING for a packet whose connection Hit has just
-// found. false: p is as it was, and must go the whole way now, in which Track
+// TrackHit is Track at PREROUTING for a TCP or UDP packet whose connection Hit
+// has just found, and Info said info of. false: p is as it was, and must go the whole way now, in which Track
 // does not do again what has been done.
-func (w *Worker) TrackHit(p *packet.Packet, pr *Probe) bool {
+func (w *Worker) TrackHit(p *packet.Packet, pr *Probe, info packet.CtInfo) bool {
 	e := pr.entry
-	info := e.Info(pr.dir)
 	p.Ct, p.CtInfo = pr.idx, info
-	switch w.protocol(p, e, pr.idx, hookPrerouting) {
+	var res result
+	if p.Proto == packet.ProtoUDP {
+		res = w.trackUDP(p, e, hookPrerouting)
+	} else {
+		res = w.trackTCP(p, e, pr.idx, hookPrerouting)
+	}
+	switch res {
 	case resAccept:
 		w.replied(p, e)
 		return true

@@ -88,15 +88,10 @@ func (w *Worker) trackUDP(p *packet.Packet, e *Entry, hook uint8) result {
 	dir := PacketDir(p)
 	st := e.Status()
 	if st&Confirmed == 0 {
-		e.tcp.lastSeq = uint32(w.now / 1e6)
+		e.tcp.lastSeq = w.ms
 	}
-	unreplied := t.timeout(e, 0, secondsOf(t.sys.udp))
-	if st&SeenReply == 0 {
-		w.refresh(p, e, dir, unreplied)
-		return resAccept
-	}
-	if uint32(w.now/1e6)-e.tcp.lastSeq <= 2000 {
-		w.refresh(p, e, dir, unreplied)
+	if st&SeenReply == 0 || w.ms-e.tcp.lastSeq <= 2000 {
+		w.refresh(p, e, dir, t.timeout(e, 0, secondsOf(t.sys.udp)))
 		return resAccept
 	}
 	w.refresh(p, e, dir, t.timeout(e, 1, secondsOf(t.sys.udpStream)))

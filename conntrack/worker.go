@@ -17,6 +17,7 @@ type Worker struct {
 	t      *Table
 	id     int
 	now    int64
+	ms     uint32        // now in milliseconds
 	online atomic.Uint64 // the epoch at Begin; 0: not in a batch
 	free   []uint32
 	limbo  []limbo // unlinked entries that others may still look at; oldest first
@@ -50,7 +51,7 @@ func (w *Worker) Table() *Table { return w.t }
 // Begin opens a batch at now (the table's clock). Entries looked up from here
 // on stay as they are, whoever deletes them, until End.
 func (w *Worker) Begin(now int64) {
-	w.now = now
+	w.now, w.ms = now, uint32(now/1e6)
 	w.online.Store(w.t.epoch.Load())
 	if len(w.limbo) > 0 {
 		w.reclaim()

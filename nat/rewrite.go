@@ -2,6 +2,7 @@ package nat
 
 import (
 	"encoding/binary"
+	"math/bits"
 
 	"sluice/conntrack"
 	"sluice/packet"
@@ -65,6 +66,52 @@ func Translate(p *packet.Packet, e *conntrack.Entry, m Manip, d conntrack.Dir) {
 	if e.Status()&statusBit(m, d) != 0 {
 		rewritePorts(p, e.Tuple(d.Other()), m)
 	}
+}
+
+// Forward does to a TCP or UDP packet over IPv4 without options all that a
+// router does: the TTL, which is above 1, and where e translates direction d,
+// addresses and ports, with a single change of each checksum. The checksums are
+// whole; the sums are taken of little-endian words, which is as good.
+func Forward(p *packet.Packet, e *conntrack.Entry, d conntrack.Dir) {
+	le := binary.LittleEndian
+	b := p.Bytes()
+	h := (*[28]byte)(b)
+	h[8]--
+	sum := uint64(^le.Uint16(h[10:])) + 0xfffe // what the TTL adds
+	if e.Status()&(conntrack.SrcNAT|conntrack.DstNAT) == 0 {
+		le.PutUint16(h[10:], ^fold(sum))
+		return
+	}
+	want := e.Tuple(d.Other())
+	src, dst := le.Uint32(want.Dst[:]), le.Uint32(want.Src[:])
+	ports := uint32(bits.ReverseBytes16(want.DstPort)) | uint32(bits.ReverseBytes16(want.SrcPort))<<16
+	change := uint64(^le.Uint32(h[12:])) + uint64(^le.Uint32(h[16:])) + uint64(src) + uint64(dst)
+	le.PutUint16(h[10:], ^fold(sum+change))
+	change += uint64(^le.Uint32(h[20:])) + uint64(ports)
+	le.PutUint32(h[12:], src)
+	le.PutUint32(h[16:], dst)
+	le.PutUint32(h[20:], ports)
+	check := b[26:28]
+	if want.Proto == packet.ProtoTCP {
+		check = b[36:38]
+	}
+	old := le.Uint16(check)
+	if old == 0 && want.Proto == packet.ProtoUDP {
+		return // the sender made none
+	}
+	sum16 := ^fold(uint64(^old) + change)
+	if sum16 == 0 && want.Proto == packet.ProtoUDP {
+		sum16 = 0xffff
+	}
+	le.PutUint16(check, sum16)
+}
+
+// fold brings a sum of words to 16 bits with end-around carry.
+func fold(s uint64) uint16 {
+	s = s>>32 + s&0xffffffff
+	s = s>>32 + s&0xffffffff
+	s = s>>16 + s&0xffff
+	return uint16(s>>16 + s)
 }
 
 // rewritePorts does for TCP and UDP what the packet's setters would do one by

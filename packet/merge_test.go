@@ -311,7 +311,8 @@ func TestMergeConditions(t *testing.T) {
 
 // parse2 is a view of b itself.
 func parse2(b []byte) *packet.Packet {
-	p := &packet.Packet{Buf: b, End: len(b), Family: b[0] >> 4}
+	p := &packet.Packet{Buf: b, End: len(b)}
+	p.Family = b[0] >> 4
 	p.FixHeader()
 	p.Parse()
 	return p

@@ -74,6 +74,9 @@ const (
 	SystemSocket
 	// Parsed: Parse has been done, Reason is what it returned.
 	Parsed
+	// Unmarked: nothing was done to the packet but to parse, route and rewrite
+	// it, so that Renew need not clear what is rare.
+	Unmarked
 )
 
 // PktType is the link-level destination class, as `-m pkttype` sees it (linux/if_packet.h values).
@@ -131,36 +134,47 @@ type Packet struct {
 	Buf []byte
 	Off int
 	End int
+	view
+	state
+	Route RouteRef // result of the routing decision; see netstack
+	rare
+}
 
-	// Decoded view: filled by Parse, kept true by whoever rewrites the frame.
-	Family  uint8
-	Proto   uint8 // transport protocol; for IPv6 the one after the extension headers
+// view is what is known of the frame: filled by Parse, kept true by whoever
+// rewrites the frame.
+type view struct {
 	Flags   Flags
+	FragID  uint32 // IPv4: the identification of any packet
+	Family  uint8
+	Proto   uint8  // transport protocol; for IPv6 the one after the extension headers
 	L4      uint16 // offset of the transport header
 	FragOff uint16 // fragment offset, bytes
-	FragMax uint16 // reassembled: largest fragment's length, bytes
-	FragID  uint32 // IPv4: the identification of any packet
+	errAt   uint16 // where a parameter problem points
 	GSO     GSO
-	Pieces  []uint16 // reassembled: the fragments' payloads, bytes, in order; never written to
-	errAt   uint16   // where a parameter problem points
+}
 
-	// State that travels with the packet.
-	In, Out  *Iface // nil: none (as rules see it)
-	Mark     uint32
-	SecMark  uint32 // index of a security label; 0: none
+// state travels with the packet.
+type state struct {
+	CtInfo  CtInfo
+	PktType PktType
+	Traced  bool   // by TRACE: the rules that it matches are logged
+	Home    uint8  // 1 + the worker whose queues its connection uses; 0: as Ct says
+	Reason  Reason // why it was dropped
+	Ct      uint32 // conntrack.Table index; 0: none
+	Mark    uint32
+	Worker  uint16
+	Now     int64  // the burst's clock: monotonic nanoseconds
+	In, Out *Iface // nil: none (as rules see it)
+}
+
+// rare is what most packets do not have; see Renew.
+type rare struct {
+	Pieces   []uint16 // reassembled: the fragments' payloads, bytes, in order; never written to
+	FragMax  uint16   // reassembled: largest fragment's length, bytes
+	SecMark  uint32   // index of a security label; 0: none
 	Priority uint32
-	Ct       uint32 // conntrack.Table index; 0: none
-	CtInfo   CtInfo
-	PktType  PktType
-	Reason   Reason // why it was dropped
-	Traced   bool   // by TRACE: the rules that it matches are logged
-	Worker   uint16
-	Home     uint8  // 1 + the worker whose queues its connection uses; 0: as Ct says
 	UID, GID uint32 // of the local socket, if HasOwner
 	Socket   uint32 // the local socket that TPROXY chose for it; 0: none
-	Now      int64  // the burst's clock: monotonic nanoseconds
-
-	Route RouteRef // result of the routing decision; see netstack
 }
 
 // RouteRef is what the routing decision left for the output side.
@@ -186,6 +200,16 @@ func (p *Packet) Is(f Flags) bool { return p.Flags&f == f }
 func (p *Packet) Reset() {
 	buf := p.Buf
 	*p = Packet{Buf: buf, Off: Headroom, End: Headroom}
+}
+
+// Renew is Reset, and costs less for a packet that is Unmarked.
+func (p *Packet) Renew() {
+	if p.Flags&Unmarked == 0 {
+		p.Reset()
+		return
+	}
+	p.Off, p.End = Headroom, Headroom
+	p.view, p.state = view{}, state{}
 }
 
 // New allocates a packet with a buffer of BufSize.

@@ -34,6 +34,9 @@ var transports = func() (t [256]transport) {
 // Problem for the ICMP error that may be due. IPv4 options are looked at later,
 // by CompileOptions, as Linux does it after PREROUTING.
 func (p *Packet) Parse() Reason {
+	if p.parsePlain() {
+		return 0
+	}
 	p.Flags &^= viewFlags
 	p.FragOff, p.FragID, p.errAt = 0, 0, 0
 	if p.PktType == PktOtherHost {
@@ -61,6 +64,37 @@ func (p *Packet) Parse() Reason {
 		return p.checkOffload()
 	}
 	return 0
+}
+
+// parsePlain is Parse for what comes most: TCP or UDP over IPv4 without options,
+// no fragment, nothing left to offload. false: it is another packet, or not right.
+func (p *Packet) parsePlain() bool {
+	b := p.Bytes()
+	if len(b) < 28 || p.PktType == PktOtherHost || p.GSO.NeedsCsum || p.GSO.Type != GSONone {
+		return false
+	}
+	h := (*[28]byte)(b)
+	le := binary.LittleEndian
+	w0, w1, w2 := le.Uint64(h[:]), le.Uint64(h[8:]), uint64(le.Uint32(h[16:]))
+	const fragment = 0xff3f << 48 // its offset and MF
+	n, proto := bits.ReverseBytes16(uint16(w0>>16)), uint8(w1>>8)
+	if uint8(w0) != 0x45 || w0&fragment != 0 || int(n) > len(b) || n < 28 || proto != ProtoUDP && (proto != ProtoTCP || n < 40) {
+		return false
+	}
+	s, c := bits.Add64(w0, w1, 0)
+	s, c = bits.Add64(s, w2, c)
+	if fold64(s+c) != 0xffff {
+		return false
+	}
+	p.End = p.Off + int(n)
+	p.Family, p.Proto, p.L4, p.FragOff, p.errAt = IPv4, proto, 20, 0, 0
+	p.FragID = uint32(bits.ReverseBytes16(uint16(w0 >> 32)))
+	f := p.Flags&^viewFlags | HasL4 | HasPorts
+	if w0&(0x40<<48) != 0 {
+		f |= DontFragment
+	}
+	p.Flags = f
+	return true
 }
 
 func (p *Packet) parse4(b []byte) Reason {

@@ -5,6 +5,7 @@ import (
 
 	"sluice/conntrack"
 	"sluice/hooks"
+	"sluice/nat"
 	"sluice/packet"
 	"sluice/tables"
 )
@@ -175,19 +176,19 @@ func (w *worker) recall(p *packet.Packet, pr *conntrack.Probe) (done bool) {
 	}
 	d := &w.mem.decisions[uint32(word)&^wordDecision]
 	n := uint32(p.Len())
-	tos, ttl := p.TOS(), p.TTL()
+	tos, ttl, info := p.TOS(), p.TTL(), e.Info(dir)
 	seg := n
 	if p.GSO.Type != packet.GSONone {
 		seg = uint32(p.SegmentLen())
 	}
-	if d.in != p.In || d.info != e.Info(dir) || (d.tos^tos)&tosRouting != 0 || d.mark != p.Mark || d.pktType != p.PktType ||
+	if d.in != p.In || d.info != info || (d.tos^tos)&tosRouting != 0 || d.mark != p.Mark || d.pktType != p.PktType ||
 		n < d.minLen || n > d.maxLen || seg > d.mtu || ttl <= 1 && d.checks&checkTTL == 0 ||
 		d.tcpMask != 0 && p.TCPFlags()&d.tcpMask != d.tcp ||
 		d.checks != 0 && !w.same(d, e, tos, ttl) {
 		w.note(p, e, dir, word)
 		return false
 	}
-	if !w.ct.TrackHit(p, pr) {
+	if !w.ct.TrackHit(p, pr, info) {
 		return false
 	}
 	if d.checks&checkStatus != 0 && d.status != e.Status() {
@@ -204,11 +205,12 @@ func (w *worker) recall(p *packet.Packet, pr *conntrack.Probe) (done bool) {
 		w.countDrop(p)
 		return true
 	}
-	w.carryOut(p, e, dir, d)
+	d.carryOut(p, e, dir)
 	if e.Pending() {
 		w.ct.Confirm(p)
 	}
 	p.Ct, p.CtInfo, p.Home = 0, packet.CtNone, e.Home+1
+	p.Flags |= packet.Unmarked
 	w.forwarded++
 	if !w.transmit(p) {
 		w.countDrop(p)
@@ -379,17 +381,26 @@ func (w *worker) rehearse(p *packet.Packet, e *conntrack.Entry, d *decision) boo
 	n := min(p.Len(), len(l.head))
 	s.SetBytes(l.head[:n])
 	s.Family, s.Proto, s.Flags, s.L4, s.GSO, s.In, s.Mark = p.Family, p.Proto, p.Flags, p.L4, p.GSO, p.In, l.mark
-	w.carryOut(s, e, l.dir, &remembered{decision: *d})
+	d.carryOut(s, e, l.dir)
 	return slices.Equal(s.Bytes(), p.Bytes()[:n]) && s.Route == p.Route
 }
 
-// carryOut does what d says to a packet, in the order of the whole way.
-func (w *worker) carryOut(p *packet.Packet, e *conntrack.Entry, dir conntrack.Dir, d *remembered) {
-	translateDst(p, e, dir)
+// carryOut does what d says to a packet.
+func (d *decision) carryOut(p *packet.Packet, e *conntrack.Entry, dir conntrack.Dir) {
 	p.Out, p.Route = d.out, d.ref
+	if d.family == packet.IPv4 && d.checks&(checkTTL|checkTOS) == 0 && !p.GSO.NeedsCsum {
+		nat.Forward(p, e, dir)
+	} else {
+		d.stepByStep(p, e, dir)
+	}
 	if d.onLink {
 		p.Route.NextHop = p.Dst()
 	}
+}
+
+// stepByStep changes the packet in the order of the whole way.
+func (d *decision) stepByStep(p *packet.Packet, e *conntrack.Entry, dir conntrack.Dir) {
+	nat.Translate(p, e, nat.Dst, dir)
 	if d.checks&checkTOS != 0 && d.newTOS != d.tos {
 		p.SetTOS(d.newTOS)
 	}
@@ -398,7 +409,7 @@ func (w *worker) carryOut(p *packet.Packet, e *conntrack.Entry, dir conntrack.Di
 	} else {
 		p.SetTTL(p.TTL() - 1)
 	}
-	translateSrc(p, e, dir)
+	nat.Translate(p, e, nat.Src, dir)
 }
 
 // intern finds d among the decisions, or adds it.

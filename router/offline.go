@@ -117,7 +117,7 @@ func (w *worker) readFiles() {
 		var err error
 		for n < batchSize && err == nil {
 			p := w.batch[n]
-			p.Reset()
+			p.Renew()
 			if err = q.queue.Read(p); err == nil {
 				n++
 			} else if err == netstack.ErrFrame {

@@ -1,7 +1,6 @@
 package router
 
 import (
-	"sluice/conntrack"
 	"sluice/hooks"
 	"sluice/nat"
 	"sluice/packet"
@@ -92,14 +91,4 @@ func (w *worker) translate(h hooks.Hook) hooks.Func {
 		}
 		return v
 	}
-}
-
-// translateDst and translateSrc are dnat and snat for a packet in transit whose
-// connection is confirmed.
-func translateDst(p *packet.Packet, e *conntrack.Entry, d conntrack.Dir) {
-	nat.Translate(p, e, nat.Dst, d)
-}
-
-func translateSrc(p *packet.Packet, e *conntrack.Entry, d conntrack.Dir) {
-	nat.Translate(p, e, nat.Src, d)
 }

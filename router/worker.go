@@ -232,7 +232,7 @@ func (w *worker) read(q *reader) {
 		var err error
 		for n < q.batch && size < batchBytes && !q.gone {
 			p := w.batch[n]
-			p.Reset()
+			p.Renew()
 			if err = q.queue.Read(p); err == netstack.ErrFrame {
 				w.countDrop(p)
 				continue
@@ -278,11 +278,13 @@ func (w *worker) prompt() (any bool) {
 
 // burst works on what was read at once.
 func (w *worker) burst(d *port, ps []*packet.Packet) {
+	bytes := 0
 	for _, p := range ps {
-		d.rxPackets++
-		d.rxBytes += uint64(p.Len())
+		bytes += p.Len()
 		p.In, p.Now, p.Worker = d.iface, w.now, uint16(w.id)
 	}
+	d.rxPackets += uint64(len(ps))
+	d.rxBytes += uint64(bytes)
 	if w.watching != nil {
 		w.receiveWatched(ps)
 	} else {

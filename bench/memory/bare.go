@@ -66,11 +66,18 @@ func bareKeyOf(f *[frameLen]byte) bareKey {
 	return bareKey{be.Uint32(f[12:]), be.Uint32(f[16:]), be.Uint32(f[20:]), uint32(f[9])}
 }
 
-func (b *bare) Do(n int) (time.Duration, error) {
+func (b *bare) Do(n int) (d time.Duration, err error) {
+	missed := 0
+	d = measure(func() { missed = b.run(n) })
+	if missed > 0 {
+		return d, errors.New("flows were not found")
+	}
+	return d, nil
+}
+
+func (b *bare) run(n int) (missed int) {
 	var keys [bareBatch]bareKey
 	var at [bareBatch]int
-	missed := 0
-	start := time.Now()
 	for n > 0 {
 		m := min(n, bareBatch)
 		n -= m
@@ -100,11 +107,7 @@ func (b *bare) Do(n int) (time.Duration, error) {
 			f[8]--
 		}
 	}
-	d := time.Since(start)
-	if missed > 0 {
-		return d, errors.New("flows were not found")
-	}
-	return d, nil
+	return missed
 }
 
 func fold(s uint32) uint16 {

@@ -97,9 +97,7 @@ func (f *fresh) Do(n int) (time.Duration, error) {
 	lan := f.lan.queues[0]
 	if f.established != nil {
 		lan.left = 2 * n
-		start := time.Now()
-		f.r.Step(0)
-		d = time.Since(start)
+		d = f.step()
 		got := f.r.Status().Forwarded - f.sent
 		f.sent += got
 		if got < uint64(n) {
@@ -114,9 +112,7 @@ func (f *fresh) Do(n int) (time.Duration, error) {
 		m := min(n, roomForFlows/4)
 		n -= m
 		lan.left = m
-		start := time.Now()
-		f.r.Step(0)
-		d += time.Since(start)
+		d += f.step()
 		f.sent += uint64(m)
 	}
 	return d, f.expect(f.sent)
