@@ -43,7 +43,9 @@ type hashState struct {
 }
 
 func newHashState(n int) *hashState {
-	return &hashState{buckets: make([]bucket, n), mask: uint64(n - 1), overflow: make([]bucket, n/4+64)}
+	all := make([]bucket, n+n/4+64)
+	adviseHuge(unsafe.Pointer(&all[0]), uintptr(len(all))*unsafe.Sizeof(all[0]))
+	return &hashState{buckets: all[:n:n], mask: uint64(n - 1), overflow: all[n:]}
 }
 
 // spin lets another thread run; only reached when a lock is held for longer

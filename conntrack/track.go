@@ -137,6 +137,7 @@ func (w *Worker) create(p *packet.Packet, u *Tuple, h uint64, tmpl *Template, re
 		return nil, 0
 	}
 	rep.Zone = replyZone
+	p.Ct = idx
 	w.init(e, u, &rep)
 	if tmpl != nil {
 		e.policy = tmpl.policyIndex(u.Family, u.Proto)

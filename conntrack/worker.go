@@ -147,7 +147,7 @@ func (w *Worker) refill() bool {
 	for i := uint32(chunk); i > 0; i-- {
 		id := first + i - 1
 		if t.slabs[id>>slabBits].Load() == nil {
-			t.slabs[id>>slabBits].CompareAndSwap(nil, new(slab))
+			t.addSlab(id)
 		}
 		w.free = append(w.free, id)
 	}

@@ -5,62 +5,61 @@ import (
 	"math/bits"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 
 	"sluice/conntrack"
 )
 
-// source names who speaks: one socket of one host, whoever it speaks to.
-type source struct {
-	addr  [16]byte
-	port  uint16
-	zone  uint16
-	proto uint8
-	fam   uint8
-}
-
-func sourceOf(orig *conntrack.Tuple) source {
-	return source{orig.Src, orig.SrcPort, orig.Zone, orig.Proto, orig.Family}
-}
-
-// mapping is what a source looks like behind its binding. It has no pointers,
-// and nodes link by index, so the collector never walks the slabs.
-type mapping struct {
-	from source
-	port uint16
-	addr [16]byte
-	refs uint32 // connections that have this mapping
-	next uint32 // node index + 1; 0 ends the chain
-}
-
-const sourceShards = 256
-
-// bySource remembers the mapped source of every connection that has one, so
-// that a source's next connection is mapped alike. Only the first and the last
-// packet of a translated connection come here: a shard's mutex is held for a
-// few instructions and never on the packet path.
+// bySource finds the connections whose source is changed by that source, so that
+// a source's next connection is mapped alike. Only the first and the last packet
+// of a translated connection come here: a shard's mutex is held for a few
+// instructions and never on the packet path.
+//
+// A chain runs through the entries themselves: NAT[next] is the index of the one
+// behind, NAT[prev] of the one before, or isFirst. An entry is in a chain from
+// when its source is bound until it is destroyed.
 type bySource struct {
+	table  *conntrack.Table
 	seed   uint64
 	shards [sourceShards]sourceShard
 }
 
+const (
+	next = 0
+	prev = 1
+
+	isFirst = 1<<32 - 1
+
+	sourceShards = 256
+	// maxSources bounds the search. A chain is only long where one socket has
+	// many connections, and the newest of those is its first.
+	maxSources = 256
+)
+
+// sourceShard has the heads of chains, a power of two: an entry's index (0: none)
+// below, above it a bit for each source that may be in the chain, by its hash.
+// They change under the mutex.
 type sourceShard struct {
-	mu      sync.Mutex
-	buckets []uint32 // a power of two of chain heads, node index + 1
-	nodes   []mapping
-	free    uint32 // chain of unused nodes
-	used    int
-	_       [40]byte
+	mu    sync.Mutex
+	heads atomic.Pointer[[]atomic.Uint64]
+	used  int
+	_     [40]byte
 }
 
-func newBySource() *bySource { return &bySource{seed: rand.Uint64()} }
+func newBySource(t *conntrack.Table) *bySource { return &bySource{table: t, seed: rand.Uint64()} }
 
-func (b *bySource) hash(s *source) uint64 {
-	lo := binary.LittleEndian.Uint64(s.addr[:8]) ^ b.seed
-	hi := binary.LittleEndian.Uint64(s.addr[8:]) ^ 0x9e3779b97f4a7c15
-	x := uint64(s.port)<<32 | uint64(s.zone)<<16 | uint64(s.proto)<<8 | uint64(s.fam)
+// hash of who speaks: one socket of one host, whoever it speaks to.
+func (b *bySource) hash(orig *conntrack.Tuple) uint64 {
+	lo := binary.LittleEndian.Uint64(orig.Src[:8]) ^ b.seed
+	hi := binary.LittleEndian.Uint64(orig.Src[8:]) ^ 0x9e3779b97f4a7c15
+	x := uint64(orig.SrcPort)<<32 | uint64(orig.Zone)<<16 | uint64(orig.Proto)<<8 | uint64(orig.Family)
 	h1, l1 := bits.Mul64(lo^x*0xff51afd7ed558ccd, hi^b.seed)
 	h2, l2 := bits.Mul64(h1^l1^x, 0xa0761d6478bd642f^b.seed)
 	return h2 ^ l2
+}
+
+func sameSource(a, b *conntrack.Tuple) bool {
+	return a.Src == b.Src && a.SrcPort == b.SrcPort && a.Zone == b.Zone && a.Proto == b.Proto && a.Family == b.Family
 }
 
 // shard gives the shard of a hash, locked.
@@ -70,98 +69,109 @@ func (b *bySource) shard(h uint64) *sourceShard {
 	return s
 }
 
-func (s *sourceShard) head(h uint64) *uint32 {
-	return &s.buckets[h/sourceShards&uint64(len(s.buckets)-1)]
+// head is nil before the first connection.
+func (s *sourceShard) head(h uint64) *atomic.Uint64 {
+	heads := s.heads.Load()
+	if heads == nil {
+		return nil
+	}
+	return &(*heads)[h/sourceShards&uint64(len(*heads)-1)]
 }
 
-// add counts one more connection from src that looks like addr:port, and moves
-// that mapping to the front: the newest is tried first.
-func (b *bySource) add(src source, addr [16]byte, port uint16) {
-	h := b.hash(&src)
-	s := b.shard(h)
-	defer s.mu.Unlock()
-	if s.used >= len(s.buckets) {
-		s.grow(b)
-	}
-	head := s.head(h)
-	i := s.unlink(head, &src, &addr, port)
-	if i == 0 {
-		if i = s.free; i != 0 {
-			s.free = s.nodes[i-1].next
-		} else {
-			s.nodes = append(s.nodes, mapping{})
-			i = uint32(len(s.nodes))
-		}
-		s.nodes[i-1] = mapping{from: src, addr: addr, port: port}
-		s.used++
-	}
-	m := &s.nodes[i-1]
-	m.refs++
-	m.next, *head = *head, i
-}
+// sourceBit is a source's bit in its chain's head.
+func sourceBit(h uint64) uint64 { return 1 << (32 + h>>59) }
 
-// unlink takes the node out of the chain and returns it; 0 if it is not there.
-func (s *sourceShard) unlink(link *uint32, src *source, addr *[16]byte, port uint16) uint32 {
-	for i := *link; i != 0; i = *link {
-		m := &s.nodes[i-1]
-		if m.port == port && m.from == *src && m.addr == *addr {
-			*link = m.next
-			return i
-		}
-		link = &m.next
+// touch brings near what find will look at.
+func (b *bySource) touch(orig *conntrack.Tuple) uint64 {
+	h := b.hash(orig)
+	if head := b.shards[h%sourceShards].head(h); head != nil {
+		return head.Load()
 	}
 	return 0
 }
 
-// remove undoes one add.
-func (b *bySource) remove(src source, addr [16]byte, port uint16) {
-	h := b.hash(&src)
+// linked says that e is in a chain.
+func linked(e *conntrack.Entry) bool { return e.NAT[prev].Load() != 0 }
+
+// add puts e, of index idx, at the front of its source's chain: the newest
+// mapping is tried first.
+func (b *bySource) add(e *conntrack.Entry, idx uint32) {
+	h := b.hash(e.Tuple(conntrack.Original))
 	s := b.shard(h)
 	defer s.mu.Unlock()
-	if s.used == 0 {
-		return
+	if heads := s.heads.Load(); heads == nil || s.used >= len(*heads) {
+		s.grow(b)
 	}
-	for link := s.head(h); *link != 0; {
-		i := *link
-		m := &s.nodes[i-1]
-		if m.port != port || m.from != src || m.addr != addr {
-			link = &m.next
-			continue
-		}
-		if m.refs--; m.refs == 0 {
-			*link, m.next, s.free = m.next, s.free, i
-			s.used--
-		}
-		return
-	}
+	s.push(b.table, h, e, idx)
+	s.used++
 }
 
-// find looks for a mapping of t's source, as it stands in orig, that r allows,
-// and puts it into t.
-func (b *bySource) find(orig *conntrack.Tuple, t *conntrack.Tuple, r *Range) bool {
-	src := sourceOf(orig)
-	h := b.hash(&src)
+func (s *sourceShard) push(t *conntrack.Table, h uint64, e *conntrack.Entry, idx uint32) {
+	head := s.head(h)
+	old := head.Load()
+	e.NAT[next].Store(uint32(old))
+	e.NAT[prev].Store(isFirst)
+	if uint32(old) != 0 {
+		t.At(uint32(old)).NAT[prev].Store(idx)
+	} else {
+		old = 0 // nobody is there any more
+	}
+	head.Store(old>>32<<32 | sourceBit(h) | uint64(idx))
+}
+
+// remove takes e out of its chain.
+func (b *bySource) remove(e *conntrack.Entry) {
+	h := b.hash(e.Tuple(conntrack.Original))
 	s := b.shard(h)
 	defer s.mu.Unlock()
-	if s.used == 0 {
+	after, before := e.NAT[next].Load(), e.NAT[prev].Load()
+	if before == isFirst {
+		head := s.head(h)
+		head.Store(head.Load()>>32<<32 | uint64(after))
+	} else {
+		b.table.At(before).NAT[next].Store(after)
+	}
+	if after != 0 {
+		b.table.At(after).NAT[prev].Store(before)
+	}
+	e.NAT[prev].Store(0)
+	s.used--
+}
+
+// find looks for a mapping of orig's source that r allows, and puts it into t.
+func (b *bySource) find(orig *conntrack.Tuple, t *conntrack.Tuple, r *Range) bool {
+	h := b.hash(orig)
+	s := b.shard(h)
+	defer s.mu.Unlock()
+	head := s.head(h)
+	if head == nil || head.Load()&sourceBit(h) == 0 {
 		return false
 	}
-	for i := *s.head(h); i != 0; {
-		m := &s.nodes[i-1]
-		if m.from == src {
+	i := uint32(head.Load())
+	for n := 0; i != 0 && n < maxSources; n++ {
+		e := b.table.At(i)
+		if sameSource(e.Tuple(conntrack.Original), orig) {
+			seen := e.Tuple(conntrack.Reply)
 			try := *t
-			try.Src, try.SrcPort = m.addr, m.port
+			try.Src, try.SrcPort = seen.Dst, seen.DstPort
 			if r.holdsSrc(&try) {
 				*t = try
 				return true
 			}
 		}
-		i = m.next
+		i = e.NAT[next].Load()
 	}
 	return false
 }
 
-// len counts the mappings that are held.
+// change runs f, which changes the reply tuple of e, while nobody looks at it.
+func (b *bySource) change(e *conntrack.Entry, f func()) {
+	s := b.shard(b.hash(e.Tuple(conntrack.Original)))
+	defer s.mu.Unlock()
+	f()
+}
+
+// len counts the connections that are held.
 func (b *bySource) len() (n int) {
 	for i := range b.shards {
 		s := &b.shards[i]
@@ -172,21 +182,27 @@ func (b *bySource) len() (n int) {
 	return n
 }
 
-// grow doubles a shard's buckets; a shard is a 256th of the whole, so this is short.
+// grow doubles a shard's heads; a shard is a 256th of the whole, so this is short.
 func (s *sourceShard) grow(b *bySource) {
-	old := s.buckets
-	s.buckets = make([]uint32, max(8, 2*len(old)))
-	for _, i := range old {
-		// A chain is turned round twice, so that its order stays.
-		var rev uint32
-		for i != 0 {
-			m := &s.nodes[i-1]
-			i, m.next, rev = m.next, rev, i
+	var old []atomic.Uint64
+	if p := s.heads.Load(); p != nil {
+		old = *p
+	}
+	heads := make([]atomic.Uint64, max(8, 2*len(old)))
+	s.heads.Store(&heads)
+	for i := range old {
+		// From the back, so that each chain keeps its order.
+		last := uint32(0)
+		for j := uint32(old[i].Load()); j != 0; j = b.table.At(j).NAT[next].Load() {
+			last = j
 		}
-		for rev != 0 {
-			m := &s.nodes[rev-1]
-			head := s.head(b.hash(&m.from))
-			rev, m.next, *head = m.next, *head, rev
+		for last != 0 {
+			e := b.table.At(last)
+			before := e.NAT[prev].Load()
+			s.push(b.table, b.hash(e.Tuple(conntrack.Original)), e, last)
+			if last = before; before == isFirst {
+				last = 0
+			}
 		}
 	}
 }

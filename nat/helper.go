@@ -11,7 +11,7 @@ type helpers struct{ n *NAT }
 // Expected makes a connection that a helper announced follow its master. That
 // settles its manips, so the connection does not meet the nat table. A clash
 // shows at Confirm.
-func (h helpers) Expected(w *conntrack.Worker, _ *packet.Packet, e *conntrack.Entry, x *conntrack.Expectation) {
+func (h helpers) Expected(w *conntrack.Worker, p *packet.Packet, e *conntrack.Entry, x *conntrack.Expectation) {
 	master := w.Table().At(x.Master)
 	if master.Generation() != x.MasterGen {
 		return
@@ -37,14 +37,14 @@ func (h helpers) Expected(w *conntrack.Worker, _ *packet.Packet, e *conntrack.En
 	case conntrack.FollowSaved:
 		dst.Min, dst.Max = x.SavedAddr, x.SavedAddr
 		saved(dst)
-		h.n.settle(w, e, dst, Dst)
+		h.n.settle(w, e, p.Ct, dst, Dst)
 		if src = mediaSource(w.Table(), master, e, x); src != nil {
-			h.n.settle(w, e, src, Src)
+			h.n.settle(w, e, p.Ct, src, Src)
 		}
 		return
 	}
-	h.n.settle(w, e, src, Src)
-	h.n.settle(w, e, dst, Dst)
+	h.n.settle(w, e, p.Ct, src, Src)
+	h.n.settle(w, e, p.Ct, dst, Dst)
 }
 
 // mediaSource is where a SIP connection is to come from: media from what the

@@ -29,7 +29,7 @@ type NAT struct {
 
 // New makes the NAT of a flow table.
 func New(t *conntrack.Table, s *sysctl.Set) *NAT {
-	n := &NAT{table: t, sources: newBySource()}
+	n := &NAT{table: t, sources: newBySource(t)}
 	t.OnDestroy(n.forget)
 	t.SetNATHelper(helpers{n})
 	return n
@@ -69,7 +69,7 @@ func (n *NAT) Setup(w *conntrack.Worker, p *packet.Packet, r *Range, m Manip) bo
 	if e == nil {
 		return true
 	}
-	if n.bind(w, e, r, m) {
+	if n.bind(w, e, p.Ct, r, m) {
 		return true
 	}
 	p.Reason = ReasonExhausted
@@ -83,6 +83,13 @@ func (n *NAT) SetupNull(w *conntrack.Worker, p *packet.Packet, m Manip) bool {
 	if e == nil {
 		return true
 	}
+	if m == Dst && !isICMP(e.Tuple(conntrack.Original).Proto) && e.Tuple(conntrack.Original).Proto != packet.ProtoGRE {
+		// It stays as it is, whoever has it: nothing to search for.
+		if e.Status()&conntrack.Confirmed == 0 {
+			e.SetStatus(conntrack.DstNATDone)
+		}
+		return true
+	}
 	r := Range{Flags: MapIPs}
 	if m == Src {
 		r.Min = e.Tuple(conntrack.Reply).Dst
@@ -90,7 +97,7 @@ func (n *NAT) SetupNull(w *conntrack.Worker, p *packet.Packet, m Manip) bool {
 		r.Min = e.Tuple(conntrack.Reply).Src
 	}
 	r.Max = r.Min
-	if n.bind(w, e, &r, m) {
+	if n.bind(w, e, p.Ct, &r, m) {
 		return true
 	}
 	p.Reason = ReasonExhausted
@@ -137,7 +144,7 @@ func (n *NAT) Redirect(w *conntrack.Worker, p *packet.Packet, r *Range, dst [16]
 }
 
 // bind chooses and records a binding. False: a source for which every tuple is taken.
-func (n *NAT) bind(w *conntrack.Worker, e *conntrack.Entry, r *Range, m Manip) bool {
+func (n *NAT) bind(w *conntrack.Worker, e *conntrack.Entry, idx uint32, r *Range, m Manip) bool {
 	if e.Status()&(conntrack.Confirmed|doneBit(m)) != 0 {
 		return true
 	}
@@ -156,29 +163,36 @@ func (n *NAT) bind(w *conntrack.Worker, e *conntrack.Entry, r *Range, m Manip) b
 	if !free && m == Src {
 		return false
 	}
-	n.assign(w, e, &cur, &t, m)
+	n.assign(w, e, idx, &cur, &t, m)
 	return true
 }
 
 // settle is bind for a connection that cannot be refused here.
-func (n *NAT) settle(w *conntrack.Worker, e *conntrack.Entry, r *Range, m Manip) {
+func (n *NAT) settle(w *conntrack.Worker, e *conntrack.Entry, idx uint32, r *Range, m Manip) {
 	cur := forward(e.Tuple(conntrack.Reply))
 	t, _ := n.choose(w, e, &cur, r, m)
-	n.assign(w, e, &cur, &t, m)
+	n.assign(w, e, idx, &cur, &t, m)
 }
 
-// indexed, in the first of an entry's words for NAT, says that its source is in bySource.
-const indexed = 1
+// Touch makes the processor fetch what choosing a source for the connection with
+// this original tuple will look at.
+func (n *NAT) Touch(orig *conntrack.Tuple) uint64 { return n.sources.touch(orig) }
 
-// assign makes t the binding of e, whose packets look like cur so far.
-func (n *NAT) assign(w *conntrack.Worker, e *conntrack.Entry, cur, t *conntrack.Tuple, m Manip) {
+// assign makes t the binding of e, of index idx, whose packets look like cur so far.
+func (n *NAT) assign(w *conntrack.Worker, e *conntrack.Entry, idx uint32, cur, t *conntrack.Tuple, m Manip) {
 	if *t != *cur {
-		w.AlterReply(e, backward(t, e.Tuple(conntrack.Reply)))
+		reply := backward(t, e.Tuple(conntrack.Reply))
+		if linked(e) {
+			n.sources.change(e, func() { w.AlterReply(e, reply) })
+		} else {
+			w.AlterReply(e, reply)
+		}
 		bit := conntrack.DstNAT
 		if m == Src {
 			bit = conntrack.SrcNAT
-			n.sources.add(sourceOf(e.Tuple(conntrack.Original)), t.Src, t.SrcPort)
-			e.NAT[0].Store(indexed)
+			if !linked(e) {
+				n.sources.add(e, idx)
+			}
 		}
 		e.SetStatus(bit)
 	}
@@ -187,8 +201,7 @@ func (n *NAT) assign(w *conntrack.Worker, e *conntrack.Entry, cur, t *conntrack.
 
 // forget is called once for a connection with bindings when it goes.
 func (n *NAT) forget(_ *conntrack.Worker, e *conntrack.Entry, _ uint32) {
-	if e.NAT[0].Load() == indexed {
-		t := forward(e.Tuple(conntrack.Reply))
-		n.sources.remove(sourceOf(e.Tuple(conntrack.Original)), t.Src, t.SrcPort)
+	if linked(e) {
+		n.sources.remove(e)
 	}
 }
