@@ -14,7 +14,8 @@
 //
 // Lookups take no lock and do not allocate. Whatever changes a set holds the
 // set's lock; a lookup sees an element before or after the change. A set of plain
-// networks of many lengths has a trie beside its hash table, so that the lookup
-// takes as long with a million networks as with ten; while a set is being
-// filled, the lookup goes through the lengths one by one, as Linux does.
+// networks of many lengths has a trie beside its hash table, and one of many IPv4
+// networks a flat table (flat.go), so that the lookup takes as long with a million
+// networks as with ten; while a set is being filled, the lookup goes through the
+// lengths one by one, as Linux does.
 package ipset

@@ -29,6 +29,7 @@ type hashSet struct {
 	trie     atomic.Pointer[trie] // nil: there is none, or it is being made
 	planned  bool
 	lastEdit time.Time
+	took     time.Duration // to build the trie
 	edits    int
 }
 

@@ -187,6 +187,6 @@ func (h *hashSet) settle() {
 	if h.plainNets() {
 		h.set.mu.Lock()
 		defer h.set.mu.Unlock()
-		h.trie.Store(h.newTrie())
+		h.trie.Store(h.newTrie(nil, h.wantsFlat()))
 	}
 }

@@ -12,7 +12,10 @@ import (
 
 // trie finds the longest prefix of an address at once. It never changes: an edit
 // makes a new one that shares what it does not touch.
-type trie struct{ table *bart.Fast[*leaf] }
+type trie struct {
+	table *bart.Fast[*leaf]
+	flat  *flat // the same, of a large set of IPv4 networks that is not being edited; else nil
+}
 
 type leaf struct {
 	value
@@ -28,9 +31,14 @@ const fewLengths = 3
 const (
 	burstEdits = 64
 	quiet      = 50 * time.Millisecond
+	buildShare = 20 // a set that is edited all the time is built anew for a 20th of it at most
 )
 
 func (t *trie) lookup(family uint8, a [2]uint64) (v value, bits uint8, ok bool) {
+	if t.flat != nil {
+		l := t.flat.lookup(uint32(a[0] >> 32))
+		return l.value, l.bits, l != &t.flat.leaves[0]
+	}
 	l, ok := t.table.Lookup(addrOf(family, a))
 	if !ok {
 		return value{}, 0, false
@@ -73,15 +81,23 @@ func (h *hashSet) edited(k key, v value, there bool) {
 		case h.edits > burstEdits:
 			h.trie.Store(nil)
 		case there:
-			h.trie.Store(&trie{t.table.InsertPersist(h.prefix(k), &leaf{v, k.bits()})})
-			return
+			h.trie.Store(&trie{table: t.table.InsertPersist(h.prefix(k), &leaf{v, k.bits()})})
 		default:
-			h.trie.Store(&trie{t.table.DeletePersist(h.prefix(k))})
-			return
+			h.trie.Store(&trie{table: t.table.DeletePersist(h.prefix(k))})
 		}
 	}
-	h.plan()
+	if !h.ready() {
+		h.plan()
+	}
 }
+
+// ready says that the trie is there with all that the set can have.
+func (h *hashSet) ready() bool {
+	t := h.trie.Load()
+	return t != nil && (t.flat != nil || !h.wantsFlat())
+}
+
+func (h *hashSet) wantsFlat() bool { return h.family == packet.IPv4 && h.store.len() >= flatMin }
 
 // plan sees to it that the trie is made once no more edits come.
 func (h *hashSet) plan() {
@@ -89,14 +105,14 @@ func (h *hashSet) plan() {
 		return
 	}
 	h.planned = true
-	time.AfterFunc(quiet, h.build)
+	time.AfterFunc(max(quiet, buildShare*h.took), h.build)
 }
 
 func (h *hashSet) build() {
 	s := h.set
 	s.mu.Lock()
 	h.planned = false
-	if h.trie.Load() != nil || len(*h.lengths[0].Load()) <= fewLengths {
+	if h.ready() || len(*h.lengths[0].Load()) <= fewLengths {
 		s.mu.Unlock()
 		return
 	}
@@ -105,13 +121,15 @@ func (h *hashSet) build() {
 		s.mu.Unlock()
 		return
 	}
-	gen := s.gen.Load()
+	gen, old, flat := s.gen.Load(), h.trie.Load(), h.wantsFlat()
 	s.mu.Unlock()
 
-	t := h.newTrie()
+	begun := time.Now()
+	t := h.newTrie(old, flat)
 
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	h.took = time.Since(begun)
 	if s.gen.Load() != gen {
 		h.plan()
 		return
@@ -120,11 +138,24 @@ func (h *hashSet) build() {
 	h.trie.Store(t)
 }
 
-func (h *hashSet) newTrie() *trie {
-	t := &trie{new(bart.Fast[*leaf])}
+// newTrie makes a trie; one that is there already gets the flat form that is missing.
+func (h *hashSet) newTrie(old *trie, withFlat bool) *trie {
+	t := &trie{table: new(bart.Fast[*leaf])}
+	if old != nil {
+		t.table = old.table
+	}
+	var all []flatPrefix
 	h.store.each(func(k key, v value) bool {
-		t.table.Insert(h.prefix(k), &leaf{v, k.bits()})
+		if old == nil {
+			t.table.Insert(h.prefix(k), &leaf{v, k.bits()})
+		}
+		if withFlat {
+			all = append(all, flatPrefix{uint32(k.addr[0] >> 32), leaf{v, k.bits()}})
+		}
 		return true
 	})
+	if withFlat {
+		t.flat = newFlat(all)
+	}
 	return t
 }
