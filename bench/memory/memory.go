@@ -22,7 +22,9 @@ type Case struct {
 	Flows int    // flows that its packets belong to; 0: each packet starts one, or they are untracked
 	Rules int    // filter rules
 	Huge  bool   // needs gigabytes of memory: left out of short runs
-	// Unit is what an operation is: "packet", "load" (a whole ruleset), "append" (one rule).
+	// Unit is what an operation is: "packet", "load" (a whole ruleset), "append"
+	// (one rule), "lookup", "collection" (of garbage), or "connection", of which
+	// not the time but the bytes are the result.
 	Unit  string
 	Setup func() (Run, error)
 }
@@ -91,6 +93,25 @@ func Cases() []Case {
 			goal = "time 2 x that of 10"
 		}
 		add(Case{Name: fmt.Sprintf("notrack/rules=%d", rules), Goal: goal, Rules: rules, Setup: func() (Run, error) { return newStateless(rules) }})
+	}
+	for _, n := range []int{1000, 1_000_000, 10_000_000} {
+		goal := ""
+		if n > 1000 {
+			goal = "256 bytes"
+			add(Case{Name: fmt.Sprintf("memory/connections=%d", n), Goal: goal, Huge: n > 1_000_000, Unit: "connection", Setup: func() (Run, error) {
+				t, err := newTable(n)
+				return sizedTable{t}, err
+			}})
+			goal = "time 1.5 x that of 1000"
+		}
+		add(Case{Name: fmt.Sprintf("collect/connections=%d", n), Goal: goal, Huge: n > 1_000_000, Unit: "collection", Setup: func() (Run, error) { return newTable(n) }})
+	}
+	for _, n := range []int{10, 1_000_000} {
+		goal := ""
+		if n > 10 {
+			goal = "time 2 x that of 10"
+		}
+		add(Case{Name: fmt.Sprintf("set/prefixes=%d", n), Goal: goal, Unit: "lookup", Setup: func() (Run, error) { return newLookups(n) }})
 	}
 	add(Case{Name: "load/rules=100000", Goal: "1 s", Rules: 100_000, Unit: "load", Setup: func() (Run, error) { return newLoad(100_000, false) }})
 	add(Case{Name: "append/rules=100000", Goal: "20 ms", Rules: 100_000, Unit: "append", Setup: func() (Run, error) { return newLoad(100_000, true) }})

@@ -104,6 +104,9 @@ func (plan *Plan) group(ctx context.Context, g []Case, rep *report.Report, first
 				return fmt.Errorf("%s: %w", r.Name, err)
 			}
 			ns := float64(d.Nanoseconds()) / float64(r.n)
+			if s, ok := r.run.(Sized); ok {
+				ns = s.Bytes()
+			}
 			name := r.Name
 			if family(r.Case) == "bare" && family(g[0]) != "bare" {
 				name = family(g[0]) + ":" + name // of those pairs
@@ -112,7 +115,11 @@ func (plan *Plan) group(ctx context.Context, g []Case, rep *report.Report, first
 			if family(r.Case) == "bare" && family(g[0]) == "pipeline" {
 				rep.Add(report.MemoryPath, r.Name, 0, first+round, ns)
 			}
-			fmt.Fprintf(plan.Log, "round %d, %s: %.1f ns a %s\n", first+round+1, r.Name, ns, r.Unit)
+			unit := "ns"
+			if _, ok := r.run.(Sized); ok {
+				unit = "bytes"
+			}
+			fmt.Fprintf(plan.Log, "round %d, %s: %.1f %s a %s\n", first+round+1, r.Name, ns, unit, r.Unit)
 		}
 	}
 	return nil

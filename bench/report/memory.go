@@ -16,6 +16,7 @@ type MemoryGoal struct {
 	Rate       float64 // operations a second, in those of Base
 	Time       float64 // time per operation, in that of Base
 	Nanos      float64 // time per operation
+	Bytes      float64 // memory per connection
 }
 
 // MemoryGoals are the goals in memory.
@@ -31,6 +32,11 @@ var MemoryGoals = []MemoryGoal{
 	{Case: "new/rules=10000", Base: "new/rules=20", Rate: 0.8},
 	{Case: "established/flooded-table", Base: "established/full-table", Rate: 0.7},
 	{Case: "notrack/rules=100000", Base: "notrack/rules=10", Time: 2},
+	{Case: "memory/connections=1000000", Bytes: 256},
+	{Case: "memory/connections=10000000", Bytes: 256},
+	{Case: "collect/connections=1000000", Base: "collect/connections=1000", Time: 1.5},
+	{Case: "collect/connections=10000000", Base: "collect/connections=1000", Time: 1.5},
+	{Case: "set/prefixes=1000000", Base: "set/prefixes=10", Time: 2},
 	{Case: "load/rules=100000", Nanos: 1e9},
 	{Case: "append/rules=100000", Nanos: 20e6},
 }
@@ -59,10 +65,13 @@ func (r *Report) memoryTable(base *Report) (Table, bool) {
 		}
 		iv := row.Summary()
 		cells := []string{name, iv.text(1), "", "", "", "", ""}
-		operation := strings.HasPrefix(name, "load") || strings.HasPrefix(name, "append")
-		if operation {
+		switch name[:strings.IndexAny(name, "/=")] {
+		case "load", "append", "collect":
 			cells[1] = number(iv.Median/1e6, 2) + " ms"
-		} else {
+		case "memory":
+			cells[1] = number(iv.Median, 0) + " bytes"
+		case "set":
+		default:
 			cells[2] = number(1e3/iv.Median, 2)
 		}
 		if i := strings.LastIndex(name, "flows="); i >= 0 && !strings.HasPrefix(name, "bare") {
@@ -89,6 +98,9 @@ func (g *MemoryGoal) judge(r *Report, row *Row) (goal, value, verdict string) {
 	case g.Mpps != 0:
 		goal, value = "≥ "+number(g.Mpps, 0)+" Mpps", number(1e3/iv.Median, 2)
 		met = 1e3/iv.Low >= g.Mpps
+	case g.Bytes != 0:
+		goal, value = "≤ "+number(g.Bytes, 0)+" bytes", number(iv.Median, 0)
+		met = iv.Low <= g.Bytes
 	case g.Nanos != 0:
 		goal, value = "≤ "+number(g.Nanos/1e6, 0)+" ms", number(iv.Median/1e6, 2)+" ms"
 		met = iv.Low <= g.Nanos

@@ -97,6 +97,14 @@ func (h *hashSet) ready() bool {
 	return t != nil && (t.flat != nil || !h.wantsFlat())
 }
 
+// Settled says that the set has taken the form that it keeps while nobody edits it.
+func (s *Set) Settled() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	h := s.hash
+	return h == nil || !h.plainNets() || len(*h.lengths[0].Load()) <= fewLengths || h.ready()
+}
+
 func (h *hashSet) wantsFlat() bool { return h.family == packet.IPv4 && h.store.len() >= flatMin }
 
 // plan sees to it that the trie is made once no more edits come.
