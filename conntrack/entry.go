@@ -22,15 +22,13 @@ type Entry struct {
 	Cache   [2]atomic.Uint64 // what the router remembers of each direction
 	helper  uint8            // 1-based index into the table's helpers
 	mhelper uint8            // the master's helper, which outlives the master
-	policy  uint8            // 1-based index into the table's timeout policies
 	flags   uint8            // entry* below
+	Home    uint8            // the worker that saw the first packet
 	masqIf  atomic.Uint32    // outgoing interface of a masqueraded flow
 	ext     atomic.Uint32    // index in the extension slab
 	gen     atomic.Uint32    // counts the uses of this index
 	secmark atomic.Uint32
-	evMask  uint16 // events wanted
-	Home    uint8  // the worker that saw the first packet
-	_       [1]byte
+	terms   atomic.Uint32 // the events wanted, and above bit 16 the 1-based index of its timeout policy
 
 	// Second line and the next words.
 	orig, reply Tuple
@@ -55,6 +53,14 @@ const (
 	entryNoEvents                      // made while nf_conntrack_events was 0
 	entryNoExpEvents                   // its expectations make none
 )
+
+const allEvents = 1<<16 - 1
+
+// policy is the 1-based index into the table's timeout policies, 0 for none.
+func (e *Entry) policy() uint32 { return e.terms.Load() >> 16 }
+
+// wants reports whether any of the events is wanted.
+func (e *Entry) wants(bits Events) bool { return bits&Events(e.terms.Load())&allEvents != 0 }
 
 // lock claims the entry: a few instructions, no calls that block.
 func (e *Entry) lock() {

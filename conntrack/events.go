@@ -136,7 +136,7 @@ func (t *Table) listening() bool { return len(*t.subs.Load()) != 0 }
 
 // emit sends e's state to all listeners.
 func (w *Worker) emit(typ EventType, bits Events, e *Entry, idx uint32) {
-	if e.flags&entryNoEvents != 0 || bits&Events(e.evMask) == 0 {
+	if e.flags&entryNoEvents != 0 || !e.wants(bits) {
 		return
 	}
 	ev := Event{Type: typ, Bits: bits, User: w.user}

@@ -54,13 +54,23 @@ func TestInnerTupleMatchesTheOuterOne(t *testing.T) {
 
 func TestTimeoutPolicyAndTunables(t *testing.T) {
 	b := newBox(t)
-	if !b.tbl.AddTimeoutPolicy(TimeoutPolicy{Name: "short", Proto: packet.ProtoTCP, Seconds: []uint32{int(TCPSynSent): 7}}) ||
-		b.tbl.AddTimeoutPolicy(TimeoutPolicy{Name: "short"}) {
-		t.Fatal("registering a policy")
-	}
 	b.sysctl("tcp_timeout_syn_recv", 33)
-	tm := b.tbl.Template(Template{TimeoutName: "short"})
-	if b.tbl.Template(Template{TimeoutName: "short"}) != tm {
+	short := TimeoutPolicy{Name: "short", Proto: packet.ProtoTCP, Seconds: b.tbl.DefaultTimeouts(packet.ProtoTCP)}
+	short.Seconds[0] = 7
+	if err := b.tbl.AddTimeoutPolicy(short); err != nil {
+		t.Fatal(err)
+	}
+	for _, x := range []struct {
+		tp   TimeoutPolicy
+		want error
+	}{{short, ErrInUse}, {TimeoutPolicy{Name: "x", Proto: 33}, ErrNoTimeout}, {TimeoutPolicy{Name: "x", Proto: packet.ProtoTCP}, ErrInvalid}} {
+		if err := b.tbl.AddTimeoutPolicy(x.tp); err != x.want {
+			t.Errorf("%+v: %v", x.tp, err)
+		}
+	}
+	tp, release := b.tbl.HoldTimeoutPolicy("short")
+	tm := b.tbl.Template(Template{Timeout: tp})
+	if b.tbl.Template(Template{Timeout: tp}) != tm {
 		t.Error("equal templates are not one")
 	}
 	p := packettest.New(t, "tcp 10.0.0.2:5000 > 9.9.9.9:80 S seq=100")
@@ -69,6 +79,22 @@ func TestTimeoutPolicyAndTunables(t *testing.T) {
 	b.is("6 7 SYN_SENT UNREPLIED")
 	b.want("tcp 9.9.9.9:80 > 10.0.0.2:5000 SA seq=500 ack=101", "ESTABLISHED")
 	b.is("6 33 SYN_RECV")
+	if err := b.tbl.DeleteTimeoutPolicy("short"); err != ErrInUse {
+		t.Errorf("deleting what a rule names: %v", err)
+	}
+	release()
+	if err := b.tbl.DeleteTimeoutPolicy("short"); err != nil || b.tbl.TimeoutPolicy("short") != nil {
+		t.Errorf("deleting what nobody names: %v", err)
+	}
+	if err := b.tbl.DeleteTimeoutPolicy("short"); err != ErrNoPolicy {
+		t.Errorf("deleting what is not there: %v", err)
+	}
+	other := TimeoutPolicy{Name: "other", Proto: packet.ProtoTCP, Seconds: make([]uint32, len(short.Seconds))}
+	if err := b.tbl.AddTimeoutPolicy(other); err != nil { // in the same place
+		t.Error(err)
+	}
+	b.want("tcp 10.0.0.2:5000 > 9.9.9.9:80 A seq=101 ack=501", "ESTABLISHED")
+	b.is("6 432000 ESTABLISHED ASSURED")
 	if v := b.set.Lookup("net.netfilter.nf_conntrack_count").Load(); v != 1 {
 		t.Errorf("nf_conntrack_count = %d", v)
 	}

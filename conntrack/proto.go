@@ -52,8 +52,8 @@ func (w *Worker) assure(e *Entry) {
 
 // timeout reads row of e's policy or the tunable.
 func (t *Table) timeout(e *Entry, row int, def int64) int64 {
-	if e.policy != 0 {
-		if v, ok := t.policyTimeout(e, row); ok {
+	if i := e.policy(); i != 0 {
+		if v, ok := t.policyTimeout(i, row); ok {
 			return v
 		}
 	}

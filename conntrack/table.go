@@ -67,7 +67,7 @@ type Table struct {
 	expects   expectations
 	gre       greKeys
 	helpers   atomic.Pointer[[]*Helper]
-	policies  atomic.Pointer[[]*TimeoutPolicy]
+	policies  atomic.Pointer[timeoutPolicies]
 	tmpls     atomic.Pointer[[]*Template]
 	broadcast atomic.Pointer[func(*packet.Packet) ([16]byte, bool)]
 	natHelp   atomic.Pointer[NATHelper]
@@ -95,7 +95,7 @@ func New(s *sysctl.Set, opt Options) *Table {
 	t.exts.bump.Store(1)
 	t.workers.Store(&[]*Worker{})
 	t.subs.Store(&[]*Subscription{})
-	t.policies.Store(&[]*TimeoutPolicy{})
+	t.policies.Store(&timeoutPolicies{})
 	t.tmpls.Store(&[]*Template{})
 	t.state.Store(newHashState(4096))
 	t.expects.init()

@@ -602,10 +602,5 @@ func (w *Worker) invalidClose(e *Entry, dir Dir, s *segment) {
 func (t *Table) tcpTimeout(e *Entry, s TCPState) int64 { return t.tcpTimeout2(e, int(s)) }
 
 func (t *Table) tcpTimeout2(e *Entry, row int) int64 {
-	if e.policy != 0 {
-		if v, ok := t.policyTimeout(e, row); ok {
-			return v
-		}
-	}
-	return secondsOf(t.sys.tcp[row])
+	return t.timeout(e, row, secondsOf(t.sys.tcp[row]))
 }

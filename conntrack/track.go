@@ -1,10 +1,6 @@
 package conntrack
 
-import (
-	"math"
-
-	"sluice/packet"
-)
+import "sluice/packet"
 
 // Track finds or makes the connection of p and sets p.Ct and p.CtInfo. It runs
 // at PREROUTING and OUTPUT (hook is the kernel's number). false: drop, p.Reason
@@ -140,7 +136,9 @@ func (w *Worker) create(p *packet.Packet, u *Tuple, h uint64, tmpl *Template, re
 	p.Ct = idx
 	w.init(e, u, &rep)
 	if tmpl != nil {
-		e.policy = tmpl.policyIndex(u.Family, u.Proto)
+		if tp := tmpl.Timeout; tp != nil && tp.Fits(u.Family, u.Proto) {
+			e.terms.Store(uint32(tp.index)<<16 | allEvents)
+		}
 		e.wantEvents(tmpl)
 	}
 	x := w.expected(e, u)
@@ -160,7 +158,7 @@ func (e *Entry) wantEvents(tm *Template) {
 	if tm.Events == 0 && tm.ExpEvents == 0 {
 		return
 	}
-	e.evMask = uint16(tm.Events)
+	e.terms.Store(e.policy()<<16 | uint32(tm.Events))
 	e.flags &^= entryNoEvents
 	if tm.ExpEvents == 0 {
 		e.flags |= entryNoExpEvents
@@ -193,7 +191,8 @@ func (w *Worker) init(e *Entry, orig, reply *Tuple) {
 	e.events.Store(0)
 	e.expiry.Store(0)
 	e.master, e.mastGen = 0, 0
-	e.helper, e.mhelper, e.policy, e.flags, e.evMask = 0, 0, 0, 0, math.MaxUint16
+	e.helper, e.mhelper, e.flags = 0, 0, 0
+	e.terms.Store(allEvents)
 	e.Home = uint8(w.id)
 	e.tcp = tcpState{}
 	e.masqIf.Store(0)

@@ -312,3 +312,41 @@ func TestExpectPort(t *testing.T) {
 		t.Fatalf("the second is announced at %d", p)
 	}
 }
+
+// TestBroadcast: what answers a broadcast of the router's own is related, from
+// every host of the network and from that port only.
+func TestBroadcast(t *testing.T) {
+	b := newBox(t)
+	tm := b.table.Template(conntrack.Template{Helper: b.table.Helper("netbios-ns")})
+	b.table.OnBroadcast(func(p *packet.Packet) (mask [16]byte, ok bool) {
+		copy(mask[:], "\xff\xff\xff\x00")
+		return mask, p.Dst() == ip("10.0.1.255")
+	})
+	question := packet.New()
+	question.SetBytes(udp("10.0.1.1", 137, "10.0.1.255", 137, "who is there?"))
+	question.Parse()
+	question.Flags |= packet.Local
+	b.w.Begin(b.now)
+	b.w.SetTemplate(question, tm)
+	if !b.w.Track(question, hookOutput) || !b.w.Help(question) || !b.w.Confirm(question) {
+		t.Fatal(question.Reason)
+	}
+	b.w.End()
+	for _, from := range []struct {
+		host string
+		port uint16
+		want bool
+	}{{"10.0.1.77", 137, true}, {"10.0.1.78", 137, true}, {"10.0.2.77", 137, false}, {"10.0.1.79", 138, false}} {
+		if b.pass(b.c, udp(from.host, from.port, "10.0.1.1", 137, "me")) == nil {
+			t.Fatal(b.dropped)
+		}
+		u := tuple(from.host, from.port, "10.0.1.1", 137, packet.ProtoUDP)
+		s, _, ok := b.table.Get(&u)
+		if got := s.Status&conntrack.Expected != 0; !ok || got != from.want {
+			t.Errorf("%v: expected %v", from, got)
+		}
+	}
+	if x := b.table.Expectations(); len(x) != 1 || x[0].Flags != conntrack.ExpectPermanent {
+		t.Errorf("%+v", x)
+	}
+}

@@ -31,6 +31,7 @@ type Config struct {
 	Routes     []RouteConfig     `toml:"route"`
 	Rules      []RuleConfig      `toml:"rule"` // policy routing
 	Sets       []SetConfig       `toml:"set"`
+	Timeouts   []TimeoutConfig   `toml:"timeout"`
 	IPTables   RulesetConfig     `toml:"iptables"`
 	IP6Tables  RulesetConfig     `toml:"ip6tables"`
 	Services   []ServiceConfig   `toml:"service"`

@@ -57,6 +57,15 @@ func (r *Router) apply(cfg *Config) (err error) {
 			unset()
 		}
 	}()
+	untime, timeAgain, err := r.putTimeouts(cfg)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			untime()
+		}
+	}()
 	rules, err := r.checkRules(cfg)
 	if err != nil {
 		return err
@@ -138,6 +147,8 @@ func (r *Router) apply(cfg *Config) (err error) {
 	r.dropLostAddresses(r.cfg, cfg)
 	setsDone()
 	r.dropSets(cfg)
+	timeAgain()
+	r.dropTimeouts(cfg)
 	r.cfg = cfg
 	return nil
 }

@@ -140,6 +140,7 @@ func New(cfg *Config, opt Options) (*Router, error) {
 	r.lo = r.fib.Loopback()
 	r.ct = conntrack.New(s, conntrack.Options{Clock: r.clock, Log: r.logInvalid, Full: r.logFull})
 	r.nat = nat.New(r.ct, s)
+	r.ct.OnBroadcast(r.broadcastMask)
 	r.sets = ipset.New(r.clock)
 	r.frags = frag.New(s)
 	r.limit = newICMPLimiter(s)

@@ -1,6 +1,7 @@
 package router
 
 import (
+	"encoding/binary"
 	"net/netip"
 
 	"sluice/netstack"
@@ -169,4 +170,24 @@ func (r *Router) tellNeighbours(i *packet.Iface, addrs []netip.Prefix) {
 			e.SetAddresses(addrs)
 		}
 	}
+}
+
+// broadcastMask is the mask of the network that a packet is broadcast to, by
+// the addresses of the interface it leaves by.
+func (r *Router) broadcastMask(p *packet.Packet) (mask [16]byte, ok bool) {
+	if p.Out == nil || p.Family != packet.IPv4 {
+		return mask, false
+	}
+	for _, a := range r.fib.Load().Addrs(p.Out.Index) {
+		bits := a.Prefix.Bits()
+		if !a.Prefix.Addr().Is4() || bits > 30 {
+			continue
+		}
+		net, m := a.Prefix.Addr().As4(), ^uint32(0)<<(32-bits)
+		if dst := p.Dst(); binary.BigEndian.Uint32(dst[:]) == binary.BigEndian.Uint32(net[:])|^m {
+			binary.BigEndian.PutUint32(mask[:], m)
+			return mask, true
+		}
+	}
+	return mask, false
 }

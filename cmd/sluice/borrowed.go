@@ -14,6 +14,7 @@ import (
 	"sluice/internal/control"
 	ipsetcmd "sluice/internal/ipset"
 	"sluice/internal/iptables"
+	"sluice/internal/nfct"
 	"sluice/internal/sysctl"
 	"sluice/packet"
 	"sluice/tables"
@@ -32,7 +33,7 @@ var tools = []tool{
 	{"iptables", 3}, {"ip6tables", 3}, // as when the real one cannot initialize a table
 	{"iptables-save", 1}, {"ip6tables-save", 1},
 	{"iptables-restore", 1}, {"ip6tables-restore", 1},
-	{"conntrack", 1}, {"ipset", 1}, {"iptables-xml", 1},
+	{"conntrack", 1}, {"ipset", 1}, {"nfct", 1}, {"iptables-xml", 1},
 	{"iptables-apply", 3}, {"ip6tables-apply", 3}, // as when there are no tables
 }
 
@@ -179,7 +180,11 @@ func (b *borrowedCall) ipset(ctx context.Context, path string, stdin io.Reader, 
 // files are those that the command line names: they are the caller's, and the
 // router gets their content.
 func (b *borrowedCall) files() iptables.ClientFiles {
-	if b.tool.name != "conntrack" {
+	switch b.tool.name {
+	case "nfct":
+		return iptables.ClientFiles{Args: b.argv}
+	case "conntrack":
+	default:
 		return iptables.ClientArgs(b.argv)
 	}
 	for i, a := range b.argv {
@@ -233,6 +238,8 @@ func (b *borrowedCall) alone(stdin io.Reader, stdout, stderr io.Writer) int {
 		return b.run(context.Background(), stdin, stdout, stderr)
 	case "ipset":
 		return ipsetcmd.Run(ipset.New(nil), b.argv, stdin, stdout, stderr, nil)
+	case "nfct":
+		return nfct.Run(conntrack.New(sysctl.NewSet(), conntrack.Options{}), b.argv, stdout, stderr)
 	case "conntrack":
 		return conntrackcmd.Run(conntrack.New(sysctl.NewSet(), conntrack.Options{}), b.argv[1:], stdin, stdout, stderr, nil)
 	}

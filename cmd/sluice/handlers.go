@@ -13,6 +13,7 @@ import (
 	"sluice/internal/control"
 	"sluice/internal/ipset"
 	"sluice/internal/iptables"
+	"sluice/internal/nfct"
 	"sluice/router/nfqueue"
 )
 
@@ -26,6 +27,9 @@ func (d *daemon) handlers(s *control.Server) {
 	}
 	s.Handle("conntrack", func(ctx context.Context, argv []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		return conntrackcmd.Run(d.router.Conntrack(), argv[1:], stdin, stdout, stderr, ctx.Done())
+	})
+	s.Handle("nfct", func(_ context.Context, argv []string, _ io.Reader, stdout, stderr io.Writer) int {
+		return nfct.Run(d.router.Conntrack(), argv, stdout, stderr)
 	})
 	s.Handle("nflog", func(ctx context.Context, argv []string, _ io.Reader, stdout, stderr io.Writer) int {
 		if len(argv) != 2 {

@@ -39,6 +39,7 @@ func (c *checker) check() {
 	c.sysctls()
 	*c.cfg = *c.cfg.Complete()
 	c.sets()
+	c.timeouts()
 	c.rulesets()
 }
 

@@ -218,13 +218,40 @@ var refusals = []struct {
 	{"not text", "a = \"\xff\"", []string{`1:5: invalid UTF-8 byte: 0xff`}},
 	{"unknown keys, all of them", "[router]\nworker = 1\n[nonsense]\n[[interface]]\nname = \"a\"\nmut = 3\n  [interface.host]\n  adresses = []", []string{
 		"2:1: unknown key worker; did you mean workers?",
-		"3:1: unknown key nonsense; known here: control, dns, interface, ip6tables, iptables, proxy, publish, route, router, rule, service, set, sysctl",
+		"3:1: unknown key nonsense; known here: control, dns, interface, ip6tables, iptables, proxy, publish, route, router, rule, service, set, sysctl, timeout",
 		"6:1: unknown key mut; did you mean mtu?",
 		"8:3: unknown key adresses; did you mean addresses?",
 	}},
 	{"not in this build", "[control]\n\n[[set]]\nname = \"x\"\n[[interface]]\nname = \"a\"\ntype = \"veth\"", []string{
 		`3:1: set "x": no set type "": bitmap:ip bitmap:ip,mac bitmap:port hash:ip hash:mac hash:ip,mac hash:net hash:net,net hash:ip,port hash:net,port hash:ip,port,ip hash:ip,port,net hash:ip,mark hash:net,port,net hash:net,iface list:set`,
 		`7:8: no interface type "veth": "tun", "uplink", "packet" or "pcap"`,
+	}},
+	{"timeouts", `[[timeout]]
+name = "a"
+protocol = "tcp"
+policy = { established = 100, close = 5 }
+[[timeout]]
+name = "a"
+protocol = "udp"
+policy = { replied = 5 }
+[[timeout]]
+name = "b"
+protocol = "udp"
+policy = { established = 5 }
+[[timeout]]
+name = "c"
+protocol = "ipx"
+[[timeout]]
+name = "d"
+protocol = "icmp"
+[iptables.raw]
+rules = ["-A PREROUTING -p tcp -j CT --timeout a", "-A PREROUTING -p udp -j CT --timeout a"]
+`, []string{
+		`6:8: timeout policy "a" is already defined`,
+		`9:1: timeout policy "b": "established" is no state of udp: ["unreplied" "replied"]`,
+		`13:1: timeout policy "c": "ipx" is no protocol with timeouts`,
+		`16:1: timeout policy "d": a timeout policy names states and their seconds`,
+		`20:52: Invalid argument (timeout policy "a" is for another protocol)`,
 	}},
 	{"sets", `[[set]]
 name = "a"

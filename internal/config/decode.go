@@ -115,6 +115,8 @@ func (d *decoder) value(n node, v reflect.Value) {
 		d.slice(n, v)
 	case reflect.Struct:
 		d.table(n, v)
+	case reflect.Map:
+		d.numbers(n, v)
 	default:
 		panic("config: no way to read a " + v.Type().String())
 	}
@@ -140,6 +142,21 @@ func (d *decoder) integer(n node, v reflect.Value) {
 		v.SetInt(i)
 	} else {
 		v.SetUint(uint64(i))
+	}
+}
+
+// numbers reads a table of numbers under names of any kind.
+func (d *decoder) numbers(n node, v reflect.Value) {
+	m, ok := n.val.(map[string]any)
+	if !ok {
+		d.errorf(d.at(n), "%s: want a table, not %s", label(n), kind(n.val))
+		return
+	}
+	v.Set(reflect.MakeMap(v.Type()))
+	for _, key := range slices.Sorted(maps.Keys(m)) {
+		e := reflect.New(v.Type().Elem()).Elem()
+		d.value(n.child(key, m[key]), e)
+		v.SetMapIndex(reflect.ValueOf(key), e)
 	}
 }
 

@@ -99,6 +99,9 @@ func (c *checker) tryRules(family uint8, script []router.ScriptLine) {
 	}
 	set := c.tunables()
 	ct := conntrack.New(set, conntrack.Options{})
+	for i := range c.cfg.Timeouts {
+		c.cfg.Timeouts[i].Check(ct) // said already
+	}
 	env := &tables.Env{CT: ct, NAT: nat.New(ct, set), Sysctl: set, Sets: c.ipsets}
 	engines := iptables.New(tables.NewEngine(packet.IPv4, env), tables.NewEngine(packet.IPv6, env))
 	if c.resolver != nil {

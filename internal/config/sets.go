@@ -3,9 +3,23 @@ package config
 import (
 	"errors"
 
+	"sluice/conntrack"
 	ipsetcmd "sluice/internal/ipset"
 	"sluice/tables/ipset"
 )
+
+// timeouts checks [[timeout]].
+func (c *checker) timeouts() {
+	ct := conntrack.New(c.tunables(), conntrack.Options{})
+	for i := range c.cfg.Timeouts {
+		x := &c.cfg.Timeouts[i]
+		if err := x.Check(ct); err == conntrack.ErrInUse {
+			c.errorf(c.pos("timeout", i, "name"), "timeout policy %q is already defined", x.Name)
+		} else if err != nil {
+			c.errorf(x.Pos, "timeout policy %q: %v", x.Name, err)
+		}
+	}
+}
 
 // sets checks [[set]] by making the sets, for the rules that name them.
 func (c *checker) sets() {

@@ -161,7 +161,7 @@ var targetCT = &tables.Target{
 		z := ctZone(a)
 		tm := conntrack.Template{
 			Zone: uint16(z.v.Lo), ZoneMark: z.v.Hi == 1,
-			Events: conntrack.Events(a.Num("ctevents")), ExpEvents: uint32(a.Num("expevents")), TimeoutName: timeout,
+			Events: conntrack.Events(a.Num("ctevents")), ExpEvents: uint32(a.Num("expevents")),
 		}
 		switch z.name {
 		case "zone-orig":
@@ -178,13 +178,15 @@ var targetCT = &tables.Target{
 			}
 		}
 		if timeout != "" {
-			tp := env.CT.TimeoutPolicy(timeout)
-			switch {
-			case tp == nil:
+			tp, release := env.CT.HoldTimeoutPolicy(timeout)
+			if tp == nil {
 				return nil, tables.Refuse(syscall.ENOENT, "there is no timeout policy %q", timeout)
-			case tp.Proto != a.Proto || tp.Family != 0 && tp.Family != a.Family:
+			}
+			a.Rule.OnRemove(release)
+			if !tp.Fits(a.Family, uint8(a.Proto)) {
 				return nil, tables.Refuse(syscall.EINVAL, "timeout policy %q is for another protocol", timeout)
 			}
+			tm.Timeout = tp
 		}
 		t := env.CT.Template(tm)
 		return func(c *tables.Context, p *packet.Packet) tables.Result {
