@@ -94,7 +94,7 @@ func setCounterOptions() (out []tables.Option) {
 	for _, what := range []string{"packets", "bytes"} {
 		for _, c := range setCompares {
 			out = append(out, tables.Option{
-				Name: what + "-" + c.name, Type: setCounter{what}, Arg: "value", Negatable: c.op == ipset.Equal,
+				Name: what + "-" + c.name, Type: setCounter{what}, OnceText: "only one of the --" + what + "-[eq|lt|gt] is allowed", Arg: "value", Negatable: c.op == ipset.Equal,
 				NotText: "--%s option cannot be inverted",
 				Doc:     "the element's counter of " + what + " is " + map[string]string{"eq": "value", "lt": "below value", "gt": "above value"}[c.name],
 			})

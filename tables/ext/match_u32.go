@@ -177,7 +177,6 @@ func (r *u32Reader) values(t *u32Test) (more bool, err error) {
 		hi := lo
 		r.space()
 		if r.next(':') {
-			r.space()
 			if hi, err = r.number(); err != nil {
 				return false, err
 			}
