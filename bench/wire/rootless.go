@@ -3,6 +3,7 @@ package wire
 import (
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -61,7 +62,7 @@ type = "uplink"
 [[route]]
 to = "0.0.0.0/0"
 dev = "uplink0"
-`, p.socket, rootlessMTU, p.client.name, clientAddr))
+%s`, p.socket, rootlessMTU, p.client.name, clientAddr, os.Getenv("SLUICE_BENCH_CONFIG")))
 		if err != nil {
 			return err
 		}

@@ -270,14 +270,18 @@ func (q *queue) evict() bool {
 	return true
 }
 
-// arm sees to it that the flow's timer runs at at, or before; a flow has one
-// deadline, and an entry that comes too early looks again.
+// timerGrain is what deadlines are rounded up to, ns. The shortest is 200 ms.
+const timerGrain = int64(8e6)
+
+// arm sees to it that the flow's timer runs soon after at, or before; a flow has
+// one deadline, and an entry that comes too early looks again.
 func (q *queue) arm(c conn, at int64) {
 	f := c.base()
 	f.deadline = at
 	if f.timerAt != 0 && f.timerAt <= at {
 		return
 	}
+	at = (at/timerGrain + 1) * timerGrain // so that many run at once
 	f.timerAt = at
 	q.timers.push(timer{at, c})
 	q.setClock()

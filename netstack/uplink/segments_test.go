@@ -366,3 +366,43 @@ func TestDescriptors(t *testing.T) {
 		t.Errorf("%d flows", n)
 	}
 }
+
+// TestLateEnd: a connection whose last bytes the host takes late ends when it has them.
+func TestLateEnd(t *testing.T) {
+	h := newInside(t)
+	theirs, c := h.connect(4000, 1)
+	c.(*net.TCPConn).CloseWrite()
+	if p := h.get(patience); p == nil || p.TCPFlags()&packet.TCPFin == 0 {
+		t.Fatalf("no FIN: %s", say(p))
+	}
+	h.send(4000, packet.TCPAckFlag, 2, theirs+1, nil, nil)
+	seq := uint32(2)
+	for chunk := make([]byte, 30000); ; { // until neither the host nor the uplink takes more
+		h.send(4000, packet.TCPAckFlag, seq, theirs+1, nil, chunk)
+		p := h.get(patience)
+		if p == nil {
+			t.Fatal("no acknowledgement")
+		}
+		if seq += uint32(len(chunk)); p.TCPAck() != seq {
+			seq = p.TCPAck()
+			break
+		}
+	}
+	h.send(4000, packet.TCPAckFlag|packet.TCPFin, seq, theirs+1, nil, nil)
+	if p := h.get(patience); p == nil || p.TCPAck() != seq+1 {
+		t.Fatalf("the FIN is not acknowledged: %s", say(p))
+	}
+	got := make(chan int64, 1)
+	go func() {
+		n, _ := io.Copy(io.Discard, c)
+		got <- n
+	}()
+	for end := time.Now().Add(patience); h.l.Flows() > 0; h.get(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d flows are left", h.l.Flows())
+		}
+	}
+	if n := <-got; n != int64(seq-2) {
+		t.Errorf("the host got %d bytes, not %d", n, seq-2)
+	}
+}

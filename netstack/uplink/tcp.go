@@ -57,6 +57,8 @@ type tcpConn struct {
 	ackQueued   bool  // in some queue's list of those
 	check       bool  // pend is held until the Checker has seen enough
 	resetHost   bool  // close with a RST
+	sends       uint8 // to the host so far: 0, 1, or 2 for more
+	kept        bool  // SO_KEEPALIVE is on
 
 	// From the host to inside.
 	iss, una, nxt, sent uint32 // sent: the highest nxt there was
@@ -134,7 +136,6 @@ func (q *queue) openTCP(p *packet.Packet, k *key) bool {
 		return lose(p, ReasonSocket)
 	}
 	c.fd = fd
-	c.sockopts()
 	err = unix.Connect(fd, sockaddr(to))
 	if err == nil || err == unix.EINPROGRESS {
 		if err = q.adopt(c); err == nil {
@@ -143,11 +144,6 @@ func (q *queue) openTCP(p *packet.Packet, k *key) bool {
 	}
 	q.failed(c, err)
 	return true
-}
-
-func (c *tcpConn) sockopts() {
-	unix.SetsockoptInt(c.fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1) // inside has its own Nagle
-	unix.SetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
 }
 
 // unreachable answers p with the ICMP error that err stands for, if it does.
@@ -223,16 +219,18 @@ func (c *tcpConn) event(q *queue, ev uint32) {
 		if ev&(unix.EPOLLOUT|unix.EPOLLERR|unix.EPOLLHUP) == 0 {
 			return
 		}
-		errno, err := unix.GetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_ERROR)
-		if err == nil && errno != 0 {
-			err = syscall.Errno(errno)
-		}
-		if err != nil {
-			q.failed(c, err)
-			return
-		}
-		if ev&unix.EPOLLOUT == 0 {
-			return
+		if ev&(unix.EPOLLERR|unix.EPOLLHUP) != 0 { // else it has worked
+			errno, err := unix.GetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_ERROR)
+			if err == nil && errno != 0 {
+				err = syscall.Errno(errno)
+			}
+			if err != nil {
+				q.failed(c, err)
+				return
+			}
+			if ev&unix.EPOLLOUT == 0 {
+				return
+			}
 		}
 		c.state, c.synDue = synRcvd, true
 	}
@@ -251,6 +249,7 @@ func (c *tcpConn) event(q *queue, ev uint32) {
 	if ev&unix.EPOLLOUT != 0 {
 		c.writable = true
 		c.flush()
+		c.done()
 	}
 }
 
@@ -493,6 +492,11 @@ func (c *tcpConn) send(b []byte) int {
 	if len(b) == 0 {
 		return 0
 	}
+	// Inside has its own Nagle; the first message never waits for an answer.
+	if c.sends++; c.sends == 2 {
+		unix.SetsockoptInt(c.fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+	}
+	c.sends = min(c.sends, 2)
 	n, _, errno := syscall.RawSyscall6(syscall.SYS_SENDTO, uintptr(c.fd), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0, 0)
 	switch errno {
 	case 0:
@@ -514,7 +518,9 @@ func (c *tcpConn) flush() {
 	}
 	if c.finIn && c.pend.n == 0 && !c.shut && !c.reset && !c.check {
 		c.shut = true
-		unix.Shutdown(c.fd, unix.SHUT_WR)
+		if !c.eof || !c.finAcked { // else it is closed right away
+			unix.Shutdown(c.fd, unix.SHUT_WR)
+		}
 	}
 	if c.state == open && window-c.pend.n-int(c.told-c.rcvNxt) >= window/2 {
 		c.needAck = true // the window has opened
@@ -560,6 +566,10 @@ func (c *tcpConn) timer(q *queue, now int64) {
 
 // sweep is called once in a while: keepalive.
 func (c *tcpConn) sweep(q *queue, now int64) {
+	if !c.kept { // not before now: most connections do not live so long
+		c.kept = true
+		unix.SetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
+	}
 	if c.state != open || c.una != c.sent || now-c.heard < keepIdle {
 		return
 	}
@@ -586,7 +596,6 @@ func (q *queue) published(l *Link, k *key, fd int, peer netip.AddrPort) {
 		unix.Close(fd)
 		return
 	}
-	c.sockopts()
 	if q.adopt(c) != nil {
 		c.finish()
 		return
