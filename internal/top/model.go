@@ -7,8 +7,7 @@ import (
 	"strings"
 	"time"
 
-	tea "github.com/charmbracelet/bubbletea"
-	"github.com/charmbracelet/lipgloss"
+	tea "charm.land/bubbletea/v2"
 )
 
 // Source gives samples.
@@ -51,7 +50,7 @@ func New(source Source, interval time.Duration) *Model {
 
 // Run shows it until the user quits.
 func (m *Model) Run(in io.Reader, out io.Writer) error {
-	_, err := tea.NewProgram(m, tea.WithInput(in), tea.WithOutput(out), tea.WithAltScreen()).Run()
+	_, err := tea.NewProgram(m, tea.WithInput(in), tea.WithOutput(out)).Run()
 	return err
 }
 
@@ -75,27 +74,27 @@ func (m *Model) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 		return m, tea.Tick(m.interval, func(time.Time) tea.Msg { return tickMsg{} })
 	case tickMsg:
 		return m, m.fetch
-	case tea.KeyMsg:
+	case tea.KeyPressMsg:
 		return m, m.key(x)
 	}
 	return m, nil
 }
 
-func (m *Model) key(k tea.KeyMsg) tea.Cmd {
+func (m *Model) key(k tea.KeyPressMsg) tea.Cmd {
 	if m.typing {
-		switch k.Type {
-		case tea.KeyEnter:
+		switch k.String() {
+		case "enter":
 			m.typing = false
-		case tea.KeyEsc:
+		case "esc":
 			m.typing, m.filter = false, ""
-		case tea.KeyBackspace:
+		case "backspace":
 			if r := []rune(m.filter); len(r) > 0 {
 				m.filter = string(r[:len(r)-1])
 			}
-		case tea.KeyRunes, tea.KeySpace:
-			m.filter += string(k.Runes)
-		case tea.KeyCtrlC:
+		case "ctrl+c":
 			return tea.Quit
+		default:
+			m.filter += k.Text
 		}
 		m.top = 0
 		return nil
@@ -124,7 +123,7 @@ func (m *Model) key(k tea.KeyMsg) tea.Cmd {
 		m.typing = true
 	case "esc":
 		m.filter = ""
-	case " ", "p":
+	case "space", "p":
 		m.paused = !m.paused
 	case "down", "j":
 		m.top++
@@ -140,15 +139,26 @@ func (m *Model) key(k tea.KeyMsg) tea.Cmd {
 	return nil
 }
 
-var (
-	headStyle = lipgloss.NewStyle().Bold(true)
-	tabStyle  = lipgloss.NewStyle().Reverse(true)
-	dimStyle  = lipgloss.NewStyle().Faint(true)
-	badStyle  = lipgloss.NewStyle().Foreground(lipgloss.Color("1"))
+// style is a terminal's attribute (SGR).
+type style string
+
+const (
+	headStyle style = "1"  // bold
+	dimStyle  style = "2"  // faint
+	tabStyle  style = "7"  // reverse
+	badStyle  style = "31" // red
 )
 
+func (s style) Render(text string) string { return "\x1b[" + string(s) + "m" + text + "\x1b[m" }
+
 // View is part of tea.Model.
-func (m *Model) View() string {
+func (m *Model) View() tea.View {
+	v := tea.NewView(m.text())
+	v.AltScreen = true
+	return v
+}
+
+func (m *Model) text() string {
 	var b strings.Builder
 	s := &m.now.Status
 	fmt.Fprintf(&b, "%s  up %s  %d of %d connections", headStyle.Render("sluice "+s.Version), time.Duration(s.Uptime*float64(time.Second)).Truncate(time.Second), s.Conntrack.Count, s.Conntrack.Max)

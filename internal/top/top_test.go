@@ -6,7 +6,7 @@ import (
 	"testing"
 	"time"
 
-	tea "github.com/charmbracelet/bubbletea"
+	tea "charm.land/bubbletea/v2"
 
 	"sluice/router"
 )
@@ -27,14 +27,14 @@ func sample(sec int64, packets uint64) *Sample {
 
 func press(m *Model, keys ...string) {
 	for _, k := range keys {
-		msg := tea.KeyMsg{Type: tea.KeyRunes, Runes: []rune(k)}
+		msg := tea.KeyPressMsg{Code: []rune(k)[0], Text: k}
 		switch k {
 		case "tab":
-			msg = tea.KeyMsg{Type: tea.KeyTab}
+			msg = tea.KeyPressMsg{Code: tea.KeyTab}
 		case "enter":
-			msg = tea.KeyMsg{Type: tea.KeyEnter}
+			msg = tea.KeyPressMsg{Code: tea.KeyEnter}
 		case "esc":
-			msg = tea.KeyMsg{Type: tea.KeyEsc}
+			msg = tea.KeyPressMsg{Code: tea.KeyEsc}
 		}
 		m.Update(msg)
 	}
@@ -47,7 +47,7 @@ func TestModel(t *testing.T) {
 	m.Update(tea.WindowSizeMsg{Width: 120, Height: 20})
 	see := func(want ...string) {
 		t.Helper()
-		v := m.View()
+		v := m.text()
 		at := 0
 		for _, w := range want {
 			i := strings.Index(v[at:], w)
@@ -68,7 +68,7 @@ func TestModel(t *testing.T) {
 	see("-A FORWARD -j one", "FORWARD policy DROP", "-A FORWARD -j two")
 	press(m, "r", "/", "t", "w", "o")
 	see("-j two", "filter: two_")
-	if v := m.View(); strings.Contains(v, "-j one") {
+	if v := m.text(); strings.Contains(v, "-j one") {
 		t.Errorf("filtered, it shows\n%s", v)
 	}
 	press(m, "enter", "esc", "5")
@@ -84,13 +84,13 @@ func TestModel(t *testing.T) {
 	see("the router went away")
 	press(m, "s", "s", "s", "s", "s", "s", "s", "s", "s", "S")
 	see("INTERFACE")
-	if _, cmd := m.Update(tea.KeyMsg{Type: tea.KeyRunes, Runes: []rune("q")}); cmd == nil {
+	if _, cmd := m.Update(tea.KeyPressMsg{Code: 'q', Text: "q"}); cmd == nil {
 		t.Error("q does not quit")
 	}
 	m.Update(tea.WindowSizeMsg{Width: 8, Height: 3})
 	for i := range Views {
 		press(m, string(rune('1'+i)))
-		for l := range strings.Lines(m.View()) {
+		for l := range strings.Lines(m.text()) {
 			if strings.Contains(l, "INTERFACE") && len([]rune(strings.TrimSpace(l))) > 8 {
 				t.Errorf("wider than the terminal: %q", l)
 			}
