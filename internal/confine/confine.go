@@ -163,7 +163,7 @@ func (p *Process) begin() error {
 	return nil
 }
 
-// beginAnew starts another stage, a subreaper, where the first could not be an init.
+// beginAnew starts another stage, a subreaper, where no /proc fits the first one's namespace.
 func (p *Process) beginAnew() error {
 	p.Kill()
 	unix.Close(p.sock.fd)

@@ -41,7 +41,10 @@ func newKeeper() (*keeper, error) {
 			f()
 		}
 	}()
-	return k, <-made
+	if err := <-made; err != nil {
+		return nil, err // whose killAll would know no bounds
+	}
+	return k, nil
 }
 
 // do runs f on the thread.
