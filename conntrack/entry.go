@@ -115,6 +115,10 @@ func (e *Entry) SetSecMark(m uint32) {
 	}
 }
 
+// zoned: the directions are in different zones. Then a tuple is the same as that
+// of another connection only if it is of the same direction (nf_ct_key_equal).
+func (e *Entry) zoned() bool { return e.orig.Zone != e.reply.Zone }
+
 // Zone is the connection's zone and the directions it holds for.
 func (e *Entry) Zone() (id uint16, dir ZoneDir) {
 	switch o, r := e.orig.Zone, e.reply.Zone; {

@@ -206,13 +206,19 @@ func (st *hashState) remove(b *bucket, h uint64, d Dir, idx uint32) bool {
 	}
 }
 
-// find is search for a locked chain: it sees entries whatever their state.
-func (t *Table) find(st *hashState, b *bucket, u *Tuple, h uint64) (*Entry, uint32, Dir) {
+// dirs is a set of directions, 1<<Dir each.
+type dirs uint8
+
+const bothDirs dirs = 1<<Original | 1<<Reply
+
+// find is search for a locked chain: it sees entries whatever their state, by
+// tuples of the directions in ds.
+func (t *Table) find(st *hashState, b *bucket, u *Tuple, h uint64, ds dirs) (*Entry, uint32, Dir) {
 	for {
 		for i := range b.place {
 			w := b.place[i].Load()
 			if (w^h)&fingerprint == 0 && uint32(w) != 0 {
-				if e, d := t.at(uint32(w)), placeDir(w); e.Tuple(d).equal(u) {
+				if e, d := t.at(uint32(w)), placeDir(w); ds>>d&1 != 0 && e.Tuple(d).equal(u) {
 					return e, uint32(w), d
 				}
 			}

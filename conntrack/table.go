@@ -144,8 +144,8 @@ func (t *Table) withGuest(f func(w *Worker)) {
 // connection with ignore's original tuple is the same flow met twice and does
 // not count: Confirm sorts that out. Call it between Begin and End.
 func (t *Table) TupleTaken(w *Worker, u *Tuple, ignore *Entry) bool {
-	e, _, _ := t.lookup(u, t.hashTuple(u), w.now)
-	if e == nil || e == ignore || ignore != nil && e.orig == ignore.orig {
+	e, _, d := t.lookup(u, t.hashTuple(u), w.now)
+	if e == nil || e == ignore || ignore != nil && (e.orig == ignore.orig || d == Original && ignore.zoned()) {
 		return false
 	}
 	w.stat(statFound)
@@ -165,11 +165,15 @@ const (
 // that is in the way and the direction of the tuple it has there.
 func (t *Table) insert(w *Worker, e *Entry, idx uint32) (insertResult, *Entry, uint32, Dir) {
 	h1, h2 := t.hashTuple(&e.orig), t.hashTuple(&e.reply)
+	d1, d2 := bothDirs, bothDirs
+	if e.zoned() {
+		d1, d2 = 1<<Original, 1<<Reply
+	}
 	for {
 		st, b1, b2 := t.lockPair(h1, h2)
-		x, xi, xd := t.find(st, b1, &e.orig, h1)
+		x, xi, xd := t.find(st, b1, &e.orig, h1, d1)
 		if x == nil {
-			x, xi, xd = t.find(st, b2, &e.reply, h2)
+			x, xi, xd = t.find(st, b2, &e.reply, h2, d2)
 		}
 		if x != nil {
 			unlockPair(b1, b2)
@@ -185,10 +189,14 @@ func (t *Table) insert(w *Worker, e *Entry, idx uint32) (insertResult, *Entry, u
 		}
 		p1 := st.free(b1, st.keep())
 		if p1 != nil {
-			p1.Store(place(h1, Original, idx)) // may be the same chain: take the place before looking for the next
+			o, r := Original, Reply
+			if e.orig == e.reply {
+				o, r = r, o // what is its own reply is found as one, as in Linux
+			}
+			p1.Store(place(h1, o, idx)) // may be the same chain: take the place before looking for the next
 			if p2 := st.free(b2, st.keep()); p2 != nil {
 				e.SetStatus(Confirmed)
-				p2.Store(place(h2, Reply, idx))
+				p2.Store(place(h2, r, idx))
 				unlockPair(b1, b2)
 				t.checkLoad(st)
 				return insertOK, nil, 0, 0

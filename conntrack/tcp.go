@@ -539,6 +539,23 @@ func (w *Worker) trackTCP(p *packet.Packet, e *Entry, idx uint32, hook uint8) re
 	return resAccept
 }
 
+// SetClosing makes p's connection a closed one, because one of its ends is being
+// sent a reset that conntrack does not look at (REJECT, nf_ct_set_closing).
+func (w *Worker) SetClosing(p *packet.Packet) {
+	e := w.Entry(p)
+	if e == nil || e.orig.Proto != packet.ProtoTCP || e.Status()&Confirmed == 0 {
+		return
+	}
+	e.lock()
+	e.tcp.state = uint8(TCPClose)
+	timeout := w.t.tcpTimeout(e, TCPClose)
+	e.unlock()
+	if e.Status()&FixedTimeout == 0 {
+		e.expiry.Store(w.now + timeout)
+	}
+	e.Event(EventProtoInfo)
+}
+
 // closingTCP: the connection is on its way out.
 func closingTCP(s TCPState) bool {
 	switch s {

@@ -333,7 +333,7 @@ func (w *Worker) insertReplyOnly(e *Entry, idx uint32) bool {
 	h := t.hashTuple(&e.reply)
 	st, b, b2 := t.lockPair(h, h)
 	defer unlockPair(b, b2)
-	if x, _, _ := t.find(st, b, &e.reply, h); x != nil {
+	if x, _, _ := t.find(st, b, &e.reply, h, bothDirs); x != nil {
 		return false
 	}
 	pl := st.free(b, st.keep())

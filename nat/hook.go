@@ -11,6 +11,11 @@ const (
 	verdictAccept = 1
 )
 
+// Past, returned by a table, ends the stage at once: the packet goes on, but is
+// given no binding here and is not rewritten. So it is in Linux with a packet
+// that went past the table by NFQUEUE's --queue-bypass.
+const Past = 255
+
 // Hook is the nat stage of a hook point (PREROUTING, INPUT, OUTPUT or
 // POSTROUTING). table walks the nat table for p and is called for the first packet of a
 // connection alone; nil stands for an empty table. V is hooks.Verdict: a
@@ -35,7 +40,11 @@ func Hook[V ~uint8](n *NAT, w *conntrack.Worker, p *packet.Packet, hook uint8, t
 			break
 		}
 		if table != nil {
-			if v := table(p); v != verdictAccept {
+			switch v := table(p); v {
+			case Past:
+				return verdictAccept
+			case verdictAccept:
+			default:
 				return v
 			}
 		}

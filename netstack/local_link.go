@@ -26,7 +26,7 @@ func (l *Local) Deliver(p *packet.Packet) bool {
 		p.Reason = ReasonLocalFragment
 		return false
 	}
-	if !p.VerifyL4() || udp6NoChecksum(p) {
+	if !sumGood(p) || udp6NoChecksum(p) {
 		l.stats.badChecksum.Add(1)
 		p.Reason = ReasonLocalChecksum
 		return false
@@ -45,6 +45,22 @@ func (l *Local) Deliver(p *packet.Packet) bool {
 	})
 	l.stats.delivered[p.Worker].Add(1)
 	return true
+}
+
+// sumGood holds a packet against its checksum. A UDP datagram may be shorter than
+// the packet: its checksum is that of what its length says, which is not what
+// conntrack looks at.
+func sumGood(p *packet.Packet) bool {
+	if p.Proto != packet.ProtoUDP || !p.Is(packet.HasL4) || p.GSO.NeedsCsum {
+		return p.VerifyL4()
+	}
+	t := p.Transport()
+	n := int(binary.BigEndian.Uint16(t[4:]))
+	if n < header.UDPMinimumSize || n >= len(t) || t[6]|t[7] == 0 {
+		return p.VerifyL4()
+	}
+	src, dst := p.SrcAddr(), p.DstAddr()
+	return packet.AddSum(packet.Sum(t[:n]), packet.PseudoSum(src.AsSlice(), dst.AsSlice(), p.Proto, n)) == 0xffff
 }
 
 // udp6NoChecksum: over IPv6 a UDP checksum of zero is an error (RFC 8200, 8.1).

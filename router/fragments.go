@@ -25,6 +25,17 @@ func (w *worker) reassemble(h hooks.Hook, p *packet.Packet) hooks.Verdict {
 	return hooks.Accept
 }
 
+// localFragment answers a fragment for the router that was let through as it
+// came, because it cannot be part of a datagram (RFC 8200, 4.5; ipv6_frag_rcv).
+func (w *worker) localFragment(p *packet.Packet) bool {
+	if p.FragOff == 0 && frag.HeadersCut(p) {
+		w.icmpError(p, packet.ICMPv6ParamProblem, 3, 0) // first fragment with an incomplete header chain
+	} else {
+		w.icmpError(p, packet.ICMPv6ParamProblem, 0, 4) // the payload length is not a multiple of 8
+	}
+	return drop(p, netstack.ReasonLocalFragment)
+}
+
 // expireFragments gives up what was not completed in time. The sender is told;
 // on IPv4 only if the datagram was for the router itself, because otherwise the
 // host that waits for it does that (ip_expire, ip6frag_expire_frag_queue).

@@ -188,6 +188,9 @@ func (w *worker) inputDone(p *packet.Packet) bool {
 			return ok
 		}
 	}
+	if p.Family == packet.IPv6 && p.Is(packet.Fragment) {
+		return w.localFragment(p)
+	}
 	if !w.localProtocol(p) {
 		return false
 	}
@@ -206,6 +209,12 @@ func (w *worker) inputDone(p *packet.Packet) bool {
 // the local stack.
 func (w *worker) localProtocol(p *packet.Packet) bool {
 	v4 := p.Family == packet.IPv4
+	if !v4 {
+		if at, ok := authHeaderAt(p); ok {
+			w.icmpError(p, 4, 1, at)
+			return drop(p, reasonProtocol)
+		}
+	}
 	switch proto := p.Proto; {
 	case proto == packet.ProtoTCP, proto == packet.ProtoUDP, v4 && proto == packet.ProtoICMP, !v4 && proto == packet.ProtoICMPv6,
 		v4 && proto == protoIGMP, p.Flags&packet.BadHeaders != 0:
@@ -224,6 +233,28 @@ func (w *worker) localProtocol(p *packet.Packet) bool {
 		w.icmpError(p, 4, 1, uint32(p.NextHeaderAt()))
 	}
 	return drop(p, reasonProtocol)
+}
+
+// authHeaderAt is where an IPv6 packet says that an authentication header
+// follows, which the router, without IPsec, does not know; false: nowhere.
+func authHeaderAt(p *packet.Packet) (uint32, bool) {
+	b := p.Bytes()
+	for at, next := 40, 6; ; {
+		switch b[next] {
+		case packet.ProtoAH:
+			return uint32(next), true
+		case 0, 43, 60: // hop-by-hop, routing, destination options
+		default:
+			return 0, false
+		}
+		if next, at = at, at+8; at > len(b) {
+			return 0, false
+		}
+		at += int(b[next+1]) * 8
+		if at > len(b) {
+			return 0, false
+		}
+	}
 }
 
 const protoIGMP = 2
@@ -367,7 +398,7 @@ func (w *worker) loopback(p *packet.Packet) bool {
 		return drop(p, reasonLoop)
 	}
 	p.CompleteChecksum()
-	p.Flags = p.Flags&^packet.Local | packet.Loopback | packet.L4ChecksumOK
+	p.Flags = p.Flags&^(packet.Local|packet.HasOwner|packet.SystemSocket) | packet.Loopback | packet.L4ChecksumOK
 	p.In, p.Out = w.r.lo, nil
 	return w.prerouting(p)
 }

@@ -167,13 +167,16 @@ func (w *worker) queuePacket(c *tables.Context, num uint16, bypass bool, p *pack
 	}
 	if q == nil {
 		if bypass {
+			w.past = c.Table == tables.NAT
 			return tables.Accept
 		}
 		p.Reason = reasonQueueNone
 		return tables.Drop
 	}
 	if p.GSO.Type == packet.GSONone {
-		return q.park(w, c, p)
+		res := q.park(w, c, p)
+		w.past = c.Table == tables.NAT && res == tables.Accept
+		return res
 	}
 	// A program sees packets, not super-packets.
 	whole := w.alloc()

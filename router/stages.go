@@ -79,7 +79,14 @@ func (w *worker) mangle(h hooks.Hook) hooks.Func {
 // connection walks the table, all are rewritten. At OUTPUT a packet whose
 // destination changed is routed again.
 func (w *worker) translate(h hooks.Hook) hooks.Func {
-	walk := table(tables.NAT)(w, h)
+	rules := table(tables.NAT)(w, h)
+	walk := func(p *packet.Packet) hooks.Verdict {
+		v := rules(p)
+		if w.past {
+			w.past, v = false, nat.Past
+		}
+		return v
+	}
 	if h != hooks.Output {
 		return func(p *packet.Packet) hooks.Verdict { return nat.Hook(w.r.nat, w.ct, p, uint8(h), walk) }
 	}

@@ -62,6 +62,7 @@ type worker struct {
 	options packet.IPOptions // of the packet at hand
 	tees    []*packet.Packet // copies that TEE made, waiting to leave
 	teeing  bool             // … and leaving
+	past    bool             // the packet goes past the rest of the nat stage, see nat.Past
 	outDev  *packet.Iface    // where the packet in OUTPUT was routed anew; nil: it was not
 
 	epoll, wake int
@@ -473,12 +474,15 @@ func (w *worker) queueOutput(p *packet.Packet) {
 	w.outq = append(w.outq, p)
 }
 
-// settle sends what queueOutput collected, and what that caused in turn.
+// settle sends what queueOutput and tee collected, and what that caused in turn.
 func (w *worker) settle() {
-	if len(w.tees) > 0 {
-		w.sendTees()
-	}
-	for i := 0; i < len(w.outq); i++ {
+	for i := 0; ; i++ {
+		if len(w.tees) > 0 {
+			w.sendTees()
+		}
+		if i == len(w.outq) {
+			break
+		}
 		w.sendOwn(w.outq[i])
 	}
 	w.outq = w.outq[:0]

@@ -3,9 +3,7 @@ package conformance
 import (
 	"fmt"
 	"math/rand/v2"
-	"net/netip"
 	"regexp"
-	"slices"
 	"strings"
 
 	"sluice/packet"
@@ -23,7 +21,12 @@ type generator struct {
 	transit  bool     // nothing is sent to or by the router's own sockets
 	withSets bool
 	dims     [4]int // flags that the sets take
+	wild     bool   // the set being made has wildcards for interfaces, and no names: see docs/differences.md
+	narrow   bool   // only rules whose outcome a connection can remember, most of them
 	zones    bool   // rules give connections a zone
+	rejects  bool   // rules have the router answer
+	tees     bool   // packets are copied: then none comes in fragments, see docs/differences.md
+	tcpCut   int    // where TCP is cut into fragments now and then
 
 	hosts []string // addresses and ports that the rules speak of, if any
 	ports []int
@@ -47,6 +50,7 @@ func (g *generator) f(v4, v6 string) string {
 
 func (g *generator) scenario(net []string) *scenario {
 	g.v6 = g.chance(35)
+	g.transit = g.transit || g.chance(25)
 	s := &scenario{net: net, only: packet.IPv4}
 	f := 0
 	if g.v6 {
@@ -57,6 +61,11 @@ func (g *generator) scenario(net []string) *scenario {
 	}
 	s.rules[f] = g.rules()
 	g.zones = strings.Contains(strings.Join(s.rules[f], " "), "--zone")
+	if g.tcpCut = 16; strings.Contains(strings.Join(s.rules[f], " "), "-t nat") {
+		g.tcpCut = 24 // or the first fragment has a port drawn at random and the second the checksum
+	}
+	g.rejects = strings.Contains(strings.Join(s.rules[f], " "), "-j REJECT")
+	g.tees = strings.Contains(strings.Join(s.rules[f], " "), "-j TEE")
 	for range 1 + g.IntN(4) {
 		g.flows = append(g.flows, g.flow())
 	}
@@ -108,12 +117,44 @@ func (g *generator) rules() (out []string) {
 // rule is matches and a target that go together.
 func (g *generator) rule(table, hook string, users []string) string {
 	for {
-		r := g.matches(table, hook) + g.target(table, hook, users)
-		if strings.Count(r, " -p ") < 2 {
+		r := g.matches(table, hook)
+		t := ""
+		if !g.narrow && g.chance(35) {
+			t = g.fromTemplate(targetTemplates, " -j ", table, hook, protoOf(r))
+		}
+		if t == "" {
+			t = g.target(table, hook, users)
+		}
+		if m := prefixWord.FindStringSubmatch(t); m != nil {
+			// Of other addresses than these the translation breaks the checksum.
+			if flag := map[string]string{"S": " -s ", "D": " -d "}[m[1]]; !strings.Contains(r, flag) {
+				r += flag + m[2]
+			} else {
+				continue
+			}
+		}
+		r += t
+		if strings.Count(r, " -p ") < 2 && !g.toRouter(t) && !g.spoilsSum(hook, t) {
 			return r
 		}
 	}
 }
+
+// toRouter: the target would have the router's sockets get packets, and they are
+// to be left out.
+func (g *generator) toRouter(target string) bool {
+	return g.transit && (strings.Contains(target, "REDIRECT") || strings.Contains(target, g.f("10.1.0.1", "fd01::1")))
+}
+
+// spoilsSum: a target changes IPv6's header before packets for the router are
+// taken in; see docs/differences.md.
+func (g *generator) spoilsSum(hook, target string) bool {
+	return g.v6 && !g.transit && (hook == "PREROUTING" || hook == "INPUT" || hook == "user") && headerWord.MatchString(target)
+}
+
+var prefixWord = regexp.MustCompile(`-j ([SD])NPT --src-pfx (\S+)`)
+
+var headerWord = regexp.MustCompile(`-j (HL|TOS|DSCP) `)
 
 func (g *generator) not() string {
 	if g.chance(15) {
@@ -177,8 +218,14 @@ func (g *generator) matches(table, hook string) string {
 			b.WriteString(g.extension(table, hook))
 		}
 	}
+	if !g.narrow && g.chance(35) {
+		b.WriteString(g.fromTemplate(matchTemplates, " -m ", table, hook, protoOf(b.String())))
+	}
 	return b.String()
 }
+
+// unique is a number that no other scenario of this run is likely to have.
+func (g *generator) unique() string { return fmt.Sprint(g.IntN(1e6)) }
 
 func (g *generator) extension(table, hook string) string {
 	not := g.not()
@@ -198,7 +245,7 @@ func (g *generator) extension(table, hook string) string {
 	case 3:
 		return " -m conntrack" + pickOne(g, " --ctdir ORIGINAL", " --ctdir REPLY", not+" --ctstatus SEEN_REPLY", not+" --ctstatus ASSURED", not+" --ctstatus CONFIRMED",
 			not+" --ctstatus NONE", not+" --ctorigsrc "+g.net(), not+" --ctorigdst "+g.net(), not+" --ctreplsrc "+g.net(), not+" --ctrepldst "+g.net(),
-			not+" --ctproto 17", not+" --ctorigdstport 53", not+" --ctorigsrcport 5000:6000", not+" --ctexpire 1:100")
+			not+" --ctproto 17", not+" --ctorigdstport 53", not+" --ctorigsrcport 5000:6000", " --ctstatus CONFIRMED"+not+" --ctexpire 1:100")
 	case 4:
 		return " -m mark" + not + " --mark " + pickOne(g, "0x1", "0x0", "0x1/0x1", "0x6/0xe")
 	case 5:
@@ -251,6 +298,7 @@ func (g *generator) sets() (out []string) {
 			opt += pickOne(g, "", "", " netmask "+g.f("24", "64"))
 		}
 		counted := g.chance(40)
+		g.wild = g.chance(40)
 		line := "create " + member(i) + " " + t.name + opt + pickOne(g, "", " timeout 500", " timeout 0")
 		if counted {
 			line += " counters"
@@ -306,11 +354,18 @@ func (g *generator) member(typ string) string {
 	case "hash:ip,port,net":
 		return host() + "," + port() + "," + g.net()
 	case "hash:net,iface":
-		return g.net() + "," + pickOne(g, "tun0", "tun1", "tun wildcard")
+		return g.net() + "," + g.iface()
 	case "bitmap:ip":
 		return pickOne(g, "10.1.0.2", "10.1.0.1", "10.1.0.0/28")
 	}
 	return pickOne(g, "53", "80", "5000-5010")
+}
+
+func (g *generator) iface() string {
+	if g.wild {
+		return "tun wildcard"
+	}
+	return pickOne(g, "tun0", "tun1")
 }
 
 // setAndFlags names a set, with as many flags as it needs or, now and then, not.
@@ -360,19 +415,10 @@ func (g *generator) target(table, hook string, users []string) string {
 			}
 			return " -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS" + clamp
 		}
-		if g.v6 && (hook == "PREROUTING" || hook == "INPUT" || hook == "user") {
-			// A sum that the kernel keeps of the whole packet goes wrong by these
-			// when they change IPv6's header, and what is for the router is lost.
-			return pickOne(g, mark, connmark, " -j DROP", " -j ACCEPT")
-		}
 		return pickOne(g, mark, mark, mark, connmark, connmark, " -j TOS --set-tos 0x10/0xff", " -j DSCP --set-dscp 0x0a",
 			" -j "+hl+pickOne(g, "-set 64", "-dec 1", "-inc 5", "-dec 63", "-set 1"), " -j DROP", " -j ACCEPT")
 	case "nat":
-		n := g.nat(hook)
-		for g.transit && (strings.Contains(n, "REDIRECT") || strings.Contains(n, g.f("10.1.0.1", "fd01::1"))) {
-			n = g.nat(hook)
-		}
-		return n
+		return g.nat(hook)
 	case "filter":
 		if hook == "OUTPUT" && g.chance(20) {
 			return " -m owner" + g.not() + pickOne(g, " --uid-owner 0", " --gid-owner 0", " --socket-exists") + " -j ACCEPT"
@@ -402,248 +448,4 @@ func (g *generator) nat(hook string) string {
 		return pickOne(g, " -j SNAT --to-source "+to("10.1.0.50", "fd01::50"), " -j ACCEPT", " -j RETURN")
 	}
 	return pickOne(g, " -j ACCEPT", " -j RETURN", " -j LOG")
-}
-
-// send has one of the router's own sockets speak.
-func (g *generator) send() {
-	port := 20000 + g.IntN(20000)
-	f := &genFlow{dev: "tun0", proto: "udp", src: pickOne(g, g.f("10.1.0.1", "fd01::1"), g.f("10.2.0.1", "fd02::1")), sport: port, dport: pickOne(g, 53, 80, 9)}
-	f.dst = pickOne(g, g.f("9.9.9.9", "2001:db8::9"), g.f("10.1.0.2", "fd01::2"), g.f("10.2.0.1", "fd02::1"), g.f("10.51.0.1", "fd40::1"))
-	f.sent = append(f.sent, g.add("send "+f.forward()+pickOne(g, " len=5", " len=1000")))
-	if len(g.flows) < 8 && g.chance(70) {
-		g.flows = append(g.flows, f)
-		g.server(f)
-	}
-}
-
-// genFlow is who talks to whom.
-type genFlow struct {
-	dev, proto   string
-	src, dst     string
-	sport, dport int
-	cseq, sseq   uint32
-	sent         []int // numbers of its client's frames
-	back         []int // and of its server's
-}
-
-func (g *generator) flow() *genFlow {
-	f := &genFlow{cseq: g.Uint32(), sseq: g.Uint32()}
-	f.proto = pickOne(g, "udp", "udp", "udp", "tcp", "tcp", "tcp", "tcp", g.f("icmp", "icmp6"), g.f("icmp", "icmp6"), "47", "200", "sctp", "udplite")
-	type host struct{ dev, v4, v6 string }
-	src := pickOne(g, host{"tun0", "10.1.0.2", "fd01::2"}, host{"tun0", "10.1.0.2", "fd01::2"}, host{"tun0", "10.1.0.3", "fd01::3"},
-		host{"tun1", "9.9.9.9", "2001:db8::9"}, host{"tun1", "10.2.0.2", "fd02::2"}, host{"tun2", "10.3.0.2", "fd03::2"}, host{"tun2", "8.8.8.8", "2001:db8::8"})
-	dst := pickOne(g, host{"", "9.9.9.9", "2001:db8::9"}, host{"", "9.9.9.9", "2001:db8::9"}, host{"", "8.8.8.8", "2001:db8::8"}, host{"", "10.2.0.2", "fd02::2"}, host{"", "10.1.0.2", "fd01::2"},
-		host{"", "10.1.0.1", "fd01::1"}, host{"", "10.2.0.1", "fd02::1"}, host{"", "10.3.0.2", "fd03::2"}, host{"", "10.50.0.1", "fd50::1"}, host{"", "10.51.0.1", "fd40::1"},
-		host{"", "10.1.0.255", "fd01::ff"}, host{"", "10.2.0.7", "fd02::7"})
-	f.dev, f.src, f.dst = src.dev, g.f(src.v4, src.v6), g.f(dst.v4, dst.v6)
-	if f.src == f.dst {
-		return g.flow() // a connection that is its own reply
-	}
-	if g.transit && slices.Contains([]string{"10.1.0.1", "fd01::1", "10.2.0.1", "fd02::1", "10.2.0.7", "fd02::7", "fd01::ff"}, f.dst) {
-		return g.flow()
-	}
-	f.sport, f.dport = pickOne(g, 5000, 5001, 500, 40000), pickOne(g, 53, 80, 9, 5000)
-	if len(g.hosts) > 0 && g.chance(60) {
-		f.src = pickOne(g, g.hosts...)
-	}
-	if len(g.hosts) > 0 && g.chance(60) {
-		f.dst = pickOne(g, g.hosts...)
-	}
-	if len(g.ports) > 0 && g.chance(80) {
-		f.dport = pickOne(g, g.ports...)
-		f.sport = 1024 + g.IntN(40000)
-	}
-	if f.src == f.dst {
-		return g.flow()
-	}
-	return f
-}
-
-// inside is an address in a prefix that a packet can have.
-func inside(prefix string, r *rand.Rand) (string, bool) {
-	p, err := netip.ParsePrefix(prefix)
-	if err != nil || p.Addr().IsUnspecified() || p.Addr().IsMulticast() || p.Addr().IsLoopback() || p.Bits() < 8 {
-		return "", false
-	}
-	b := p.Addr().AsSlice()
-	if left := len(b)*8 - p.Bits(); left >= 8 {
-		b[len(b)-1] = byte(1 + r.IntN(250))
-	}
-	a, _ := netip.AddrFromSlice(b)
-	return a.String(), !a.IsLinkLocalUnicast()
-}
-
-func (f *genFlow) ported() bool { return f.proto != "icmp" && f.proto != "icmp6" && f.proto[0] > '9' }
-
-func endText(addr string, port int) string {
-	if strings.Contains(addr, ":") {
-		return fmt.Sprintf("[%s]:%d", addr, port)
-	}
-	return fmt.Sprintf("%s:%d", addr, port)
-}
-
-func (f *genFlow) forward() string {
-	if f.ported() {
-		return fmt.Sprintf("%s %s > %s", f.proto, endText(f.src, f.sport), endText(f.dst, f.dport))
-	}
-	return fmt.Sprintf("%s %s > %s", f.proto, f.src, f.dst)
-}
-
-func (g *generator) add(line string) int {
-	g.n++
-	g.lines = append(g.lines, line)
-	return g.n
-}
-
-// header is what a packet may have of its own.
-func (g *generator) header() string {
-	var b strings.Builder
-	if g.chance(15) {
-		fmt.Fprintf(&b, " ttl=%d", pickOne(g, 1, 2, 3, 65, 255))
-	}
-	if g.chance(12) {
-		fmt.Fprintf(&b, " tos=%d", pickOne(g, 0x10, 0x28, 0x02, 0xb8))
-	}
-	if !g.v6 && g.chance(25) {
-		b.WriteString(" df")
-	}
-	if g.chance(2) {
-		b.WriteString(" badcsum")
-	}
-	if !g.v6 && g.chance(3) {
-		b.WriteString(" opts=" + pickOne(g, "94040000", "01010101", "82ff"))
-	}
-	if g.v6 && g.chance(3) {
-		b.WriteString(" ext=" + pickOne(g, "hop", "dest", "dest,route"))
-	}
-	if !g.v6 && g.chance(60) {
-		fmt.Fprintf(&b, " ipid=%d", g.IntN(60000)+1)
-	}
-	return b.String()
-}
-
-func (g *generator) size() string {
-	return pickOne(g, "", " len=1", " len=20", " len=56", " len=56", " len=100", " len=1000", " len=1380", " len=1452")
-}
-
-func (g *generator) event() {
-	if len(g.edits) > 0 && g.chance(5) {
-		g.lines = append(g.lines, "do "+pickOne(g, g.edits...))
-		return
-	}
-	f := pickOne(g, g.flows...)
-	switch {
-	case g.chance(2):
-		update := "-U -s " + g.f("10.1.0.2", "fd01::2") + " -m 1"
-		if g.zones {
-			update = "-D -s " + g.f("10.1.0.2", "fd01::2") // see docs/differences.md
-		}
-		g.lines = append(g.lines, "do conntrack "+pickOne(g, "-F", "-D -p udp", "-D -p tcp -f "+g.f("ipv4", "ipv6"), update))
-	case g.chance(6) && !g.transit:
-		g.send()
-	case len(f.sent) == 0 || g.chance(35) && f.sport < 20000 || f.sport == 40000:
-		g.client(f)
-	case g.chance(70):
-		g.server(f)
-	default:
-		g.fault(f)
-	}
-}
-
-var optionWord, extWord = regexp.MustCompile(` opts=\w+`), regexp.MustCompile(` ext=[a-z,]+`)
-
-func (g *generator) client(f *genFlow) {
-	text := fmt.Sprintf("in %s %s", f.dev, f.forward())
-	switch f.proto {
-	case "tcp":
-		text += g.segment(f, &f.cseq, f.sseq, len(f.sent) == 0, false)
-	case "icmp", "icmp6":
-		text += fmt.Sprintf(" id=%d seq=%d", f.sport, len(f.sent)) + g.size()
-		if g.chance(5) {
-			text += g.f(" type=0", " type=129")
-		}
-	case "47":
-		text += " hex=0000080045"
-	default:
-		text += g.size()
-	}
-	h := g.header()
-	if f.proto == "icmp" {
-		h = optionWord.ReplaceAllString(h, "") // echoed, see docs/differences.md
-	}
-	text += h
-	if f.proto != "tcp" && f.proto != "47" && g.chance(8) {
-		text = extWord.ReplaceAllString(strings.Replace(text, " badcsum", "", 1), "")
-		text += fmt.Sprintf(" len=%d cut=%d ipid=%d", 1600+g.IntN(1000), pickOne(g, 8, 600, 1200), g.IntN(60000)+1)
-	}
-	f.sent = append(f.sent, g.add(text))
-}
-
-// segment is flags and numbers of the next segment, mostly a sensible one.
-func (g *generator) segment(f *genFlow, seq *uint32, ack uint32, first, server bool) string {
-	s := *seq
-	switch {
-	case first && g.chance(90):
-		*seq++
-		if server {
-			return fmt.Sprintf(" SA seq=%d ack=%d mss=1460", s, ack)
-		}
-		return fmt.Sprintf(" S seq=%d mss=1460", s)
-	case g.chance(10):
-		*seq++
-		return fmt.Sprintf(" FA seq=%d ack=%d", s, ack)
-	case g.chance(8):
-		return fmt.Sprintf(" %s seq=%d ack=%d", pickOne(g, "R", "RA"), s, ack)
-	case g.chance(6):
-		return fmt.Sprintf(" %s seq=%d ack=%d", pickOne(g, "S", "SA", "A", "FPU", ".", "PA", "SF"), g.Uint32(), g.Uint32())
-	case g.chance(50):
-		n := 1 + g.IntN(200)
-		*seq += uint32(n)
-		if g.chance(20) {
-			*seq += 3000
-			return fmt.Sprintf(" PA seq=%d ack=%d len=%d gso=%d", s, ack, n+3000, pickOne(g, 1000, 1360, 1400))
-		}
-		return fmt.Sprintf(" PA seq=%d ack=%d len=%d win=%d", s, ack, n, pickOne(g, 65535, 500, 0))
-	}
-	return fmt.Sprintf(" A seq=%d ack=%d", s, ack)
-}
-
-func (g *generator) server(f *genFlow) {
-	n := pickOne(g, f.sent...)
-	dev := fmt.Sprintf("@%d", n)
-	if g.chance(4) {
-		dev = pickOne(g, "tun0", "tun1", "tun2")
-	}
-	text := fmt.Sprintf("in %s %s @%d.dst > @%d.src", dev, f.proto, n, n)
-	switch f.proto {
-	case "tcp":
-		text += g.segment(f, &f.sseq, f.cseq, len(f.back) == 0, true)
-	case "icmp", "icmp6":
-		text = fmt.Sprintf("in %s %s @%d.daddr > @%d.saddr type=%s id=@%d.id seq=0", dev, f.proto, n, n, g.f("0", "129"), n) + g.size()
-	case "47":
-		text += " hex=0000080045"
-	default:
-		text += g.size()
-	}
-	f.back = append(f.back, g.add(text+g.header()))
-}
-
-// fault is an ICMP error about a frame that was forwarded, from a router on its way.
-func (g *generator) fault(f *genFlow) {
-	about := f.sent
-	if len(f.back) > 0 && g.chance(40) {
-		about = f.back
-	}
-	n := pickOne(g, about...)
-	from := g.f(pickOne(g, "10.2.0.2", "7.7.7.7", "10.1.0.2"), pickOne(g, "fd02::2", "2001:db8:7::7", "fd01::2"))
-	if g.chance(30) {
-		from = fmt.Sprintf("@%d.daddr", n)
-	}
-	// Not those that tell an MTU: what Linux learns from one about the router's
-	// own packets it keeps, for all that go the same way, into the next scenario.
-	kind := g.f(pickOne(g, "3/3", "3/1", "11/0", "12/0", "4/0"), pickOne(g, "1/4", "1/0", "3/0", "4/1"))
-	quote := pickOne(g, "quote", "quote", "quote"+g.f("28", "48"), "quote"+g.f("40", "60"))
-	g.add(fmt.Sprintf("in @%d %s @%d.placeholder type=%s @%d.%s", n, g.f("icmp", "icmp6"), n, kind, n, quote) + g.header())
-	last := &g.lines[len(g.lines)-1]
-	*last = strings.Replace(*last, fmt.Sprintf("@%d.placeholder", n), fmt.Sprintf("%s > @%d.saddr", from, n), 1)
 }

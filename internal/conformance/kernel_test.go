@@ -32,6 +32,8 @@ type side interface {
 	load(s *scenario) string
 	// members is what the sets hold.
 	members() string
+	// details is what flows leaves out, a line for each connection.
+	details(family uint8) []string
 }
 
 // kernelSide is the running kernel, in a namespace of the test's own.
@@ -43,6 +45,7 @@ type kernelSide struct {
 	senders []int // sockets of send lines, open until the next scenario
 	loaded  [2]string
 	sets    bool // there are some
+	told    bool // of an MTU on the way somewhere
 }
 
 // namespace is the network namespace that the calling thread is in.
@@ -203,6 +206,11 @@ func (x *kernelSide) load(s *scenario) string {
 		}
 		x.loaded[f] = text
 	}
+	if x.told {
+		x.pipe("ip -4 route flush cache", "")
+		x.pipe("ip -6 route flush cache", "")
+	}
+	x.told = s.tellsMTU()
 	if err := netlink.ConntrackTableFlush(netlink.ConntrackTable); err != nil {
 		return err.Error()
 	}

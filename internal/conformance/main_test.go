@@ -18,7 +18,7 @@ var (
 	cases    = flag.Int("cases", 600, "random cases of packets; the other layers take their share of it")
 	layers   = flag.String("layer", "all", "text, packets, rulesets, or all")
 	failures = flag.Int("failures", 4, "after so many mismatches one of the parts of a test gives up")
-	brief    = flag.Bool("brief", false, "text cases that differ as they are, not cut down")
+	brief    = flag.Bool("brief", false, "cases that differ as they are, not cut down")
 	only     = flag.String("only", "", "text: the systematic cases that this regular expression is in, alone")
 	update   = flag.Bool("update", false, "write what the kernel did into the scenarios")
 )

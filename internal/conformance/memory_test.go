@@ -36,7 +36,7 @@ var edits = []string{
 func memoryRun(t *testing.T, seed uint64, vs ...variant) (c *compare, recalled, packets uint64) {
 	net, offload := place(seed)
 	g := newGenerator(seed)
-	g.edits, g.transit = edits, true
+	g.edits, g.transit, g.narrow = edits, true, seed%4 != 0
 	s := g.scenario(net)
 	now := int64(time.Minute)
 	c = &compare{s: s}
@@ -50,7 +50,7 @@ func memoryRun(t *testing.T, seed uint64, vs ...variant) (c *compare, recalled, 
 		if x.load(s) != "" {
 			return nil, 0, 0 // rules that are refused
 		}
-		r := &repeating{x, 2 + int(seed%4)}
+		r := &repeating{x, 6 + int(seed%4)}
 		if i == 0 {
 			c.k = r
 		} else {

@@ -69,6 +69,13 @@ func (s *scenario) lists() bool {
 	return strings.Contains(all, "hashlimit") || strings.Contains(all, "recent") || len(s.sets) > 0
 }
 
+// tellsMTU: an ICMP error in it says how large packets may be.
+func (s *scenario) tellsMTU() bool {
+	return slices.ContainsFunc(s.steps, func(st *step) bool {
+		return strings.Contains(st.text, "type=3/4 ") || strings.Contains(st.text, "type=2 ")
+	})
+}
+
 var families = [2]uint8{packet.IPv4, packet.IPv6}
 
 // step is one line of -- frames --, with the lines that came of it.
@@ -533,6 +540,9 @@ func frames(desc string) (out []sending, err error) {
 // checksum, to be cut into segments of size bytes.
 func (x *sending) superPacket(size int) {
 	p := reparse(x.b)
+	if p == nil {
+		return // its header is wrong
+	}
 	t := p.Transport()
 	at, n := 6, 8
 	x.gso.Type = packet.GSOUDPL4

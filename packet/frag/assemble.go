@@ -70,25 +70,25 @@ func (f *fragment) layout6() (Verdict, packet.Reason) {
 	}
 	f.next, f.body = next, at+8
 	f.place(len(b))
-	if f.off == 0 && f.headersCut(b) {
+	if f.off == 0 && HeadersCut(f.p) {
 		return Pass, 0
 	}
 	return Complete, 0
 }
 
-// headersCut: the first fragment ends within the transport header.
-func (f *fragment) headersCut(b []byte) bool {
-	if f.p.Flags&packet.BadHeaders != 0 || f.p.Proto == packet.ProtoNone {
+// HeadersCut reports that a first fragment of IPv6 ends within the transport header.
+func HeadersCut(p *packet.Packet) bool {
+	if p.Flags&packet.BadHeaders != 0 || p.Proto == packet.ProtoNone {
 		return false
 	}
 	need := 1
-	switch f.p.Proto {
+	switch p.Proto {
 	case packet.ProtoTCP:
 		need = 20
 	case packet.ProtoUDP, packet.ProtoICMPv6:
 		need = 8
 	}
-	return int(f.p.L4)+need > len(b)
+	return int(p.L4)+need > p.Len()
 }
 
 // passOn is check's word for a fragment that is let through as it is, so that

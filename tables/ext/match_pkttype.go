@@ -52,8 +52,8 @@ var matchPktType = &tables.Match{
 		return func(_ *tables.Context, p *packet.Packet) bool {
 			is := p.PktType
 			if p.Flags&packet.Loopback != 0 {
-				// What loops back has no class of its own: the address decides.
-				is = packet.PktBroadcast
+				// What comes in by lo is for this host; a group's copy is the group's.
+				is = packet.PktHost
 				if d := p.Dst(); p.Family == packet.IPv4 && d[0]&0xf0 == 0xe0 || p.Family == packet.IPv6 && d[0] == 0xff {
 					is = packet.PktMulticast
 				}

@@ -135,9 +135,6 @@ var targetHMARK = &tables.Target{
 		if a.Num("hmark-tuple") == 0 {
 			a.Clear("hmark-tuple")
 		}
-		if a.Num("hmark-offset") == 0 {
-			a.Clear("hmark-offset")
-		}
 		return nil
 	},
 	List: hmarkList,
@@ -162,8 +159,8 @@ var targetHMARK = &tables.Target{
 
 func hmarkList(a *tables.Args, _ bool) string {
 	s := fmt.Sprintf(" HMARK mod %d ", a.Num("hmark-mod"))
-	if n := a.Num("hmark-offset"); n != 0 {
-		s += fmt.Sprintf("+ 0x%x ", n)
+	if a.Has("hmark-offset") {
+		s += fmt.Sprintf("+ 0x%x ", a.Num("hmark-offset"))
 	}
 	if a.Has("hmark-tuple") {
 		s += "ct, "

@@ -142,7 +142,7 @@ func answerable(p *packet.Packet) bool {
 		return p.Flags&packet.HasL4 != 0 && p.VerifyL4()
 	case packet.ProtoUDP:
 		return p.Flags&packet.HasL4 != 0 && (b[6]|b[7] == 0 || p.VerifyL4())
-	case packet.ProtoAH, packet.ProtoESP, packet.ProtoSCTP, packet.ProtoUDPLite, packet.ProtoDCCP:
+	case packet.ProtoAH, packet.ProtoESP, packet.ProtoSCTP, packet.ProtoUDPLite:
 		return true // no checksum of this kind over all of the payload
 	case packet.ProtoGRE:
 		if len(b) >= 4 && b[0]&0x80 == 0 {
@@ -193,6 +193,7 @@ func rejectReset(hopLimit *sysctl.Var) tables.TargetFunc {
 		}
 		if c.CT != nil {
 			c.CT.Attach(answer, p)
+			c.CT.SetClosing(p)
 		}
 		c.Output(answer)
 		return tables.Drop

@@ -113,6 +113,7 @@ func lowerMSS(p *packet.Packet, limit int) bool {
 	if p.Family == packet.IPv6 {
 		most = 1220
 	}
+	good, before := p.VerifyL4(), packet.Sum(p.Transport())
 	at := int(p.L4) + 20
 	if !p.Resize(at, 0, 4) {
 		return true
@@ -120,6 +121,13 @@ func lowerMSS(p *packet.Packet, limit int) bool {
 	t := p.Transport()
 	copy(t[20:], []byte{2, 4, byte(min(limit, most) >> 8), byte(min(limit, most))})
 	t[12] += 0x10
-	p.FixChecksums()
+	if good {
+		p.FixChecksums()
+		return true
+	}
+	// A wrong checksum stays as wrong as it was.
+	p.FixHeader()
+	d := packet.AddSum(packet.AddSum(^before, packet.Sum(t)), packet.Delta16(uint16(len(t)-4), uint16(len(t))))
+	binary.BigEndian.PutUint16(t[16:], packet.ApplyDelta(binary.BigEndian.Uint16(t[16:]), d))
 	return true
 }
