@@ -19,7 +19,7 @@ func (w *worker) icmpError(p *packet.Packet, typ, code uint8, rest uint32) {
 	if dst == netstack.RouteBroadcast || dst == netstack.RouteMulticast && !(p.Family == packet.IPv6 && typ == 2) {
 		return
 	}
-	from, plen, ok := w.errorSource(p, dst == netstack.RouteLocal && !w.teeing)
+	from, plen, ok := w.errorSource(p, (dst == netstack.RouteLocal || dst == netstack.RouteAnycast && p.Family == packet.IPv6) && !w.teeing)
 	if !ok {
 		return
 	}

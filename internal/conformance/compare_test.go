@@ -373,7 +373,20 @@ func (c *contender) quotes(in []sending, kp, op *packet.Packet) {
 		return
 	}
 	if proto == packet.ProtoICMP || proto == packet.ProtoICMPv6 {
-		if len(c.ports) > 0 { // what an error quotes that is quoted itself may have them
+		if kq[0] == oq[0] && (proto == packet.ProtoICMP && (kq[0] == 0 || kq[0] == 8) || kq[0] == 128 || kq[0] == 129) {
+			good, changed := kp.VerifyL4() && op.VerifyL4(), false
+			c.port(in, kq[4:6], oq[4:6], true, func(delta uint16) {
+				changed = true
+				addSum(oq, 2, delta)
+			})
+			if good && changed {
+				op.FixChecksums()
+			}
+			return
+		}
+		inner := append(append([]byte{}, kq...), make([]byte, 24)...)
+		dccp := inner[8]>>4 == 4 && inner[8+9] == packet.ProtoDCCP || inner[8]>>4 == 6 && inner[8+6] == packet.ProtoDCCP
+		if len(c.ports) > 0 || dccp { // what an error quotes that is quoted itself may have them
 			good := kp.VerifyL4() && op.VerifyL4()
 			clear(kq[2:4])
 			clear(oq[2:4])
@@ -390,7 +403,10 @@ func (c *contender) quotes(in []sending, kp, op *packet.Packet) {
 	if proto == packet.ProtoDCCP {
 		clear(kq[6:8])
 		clear(oq[6:8])
-		changed = true
+		if changed = true; kp.Is(packet.Fragment) && op.Is(packet.Fragment) {
+			clear(kp.Transport()[2:4])
+			clear(op.Transport()[2:4])
+		}
 	}
 	sum := 6
 	if proto == packet.ProtoTCP {
@@ -429,7 +445,7 @@ func quoted(p *packet.Packet) (proto uint8, t []byte) {
 	switch proto {
 	case packet.ProtoTCP, packet.ProtoUDP, packet.ProtoUDPLite, packet.ProtoDCCP, packet.ProtoSCTP:
 	case packet.ProtoICMP, packet.ProtoICMPv6:
-		if len(t) < 8 || proto == packet.ProtoICMP && slices.Contains([]uint8{0, 8}, t[0]) || proto == packet.ProtoICMPv6 && t[0] >= 128 {
+		if len(t) < 8 {
 			return 0, nil
 		}
 	default:

@@ -107,7 +107,7 @@ var matchTemplates = []template{
 	{text: "tcpmss{!} --mss {1460|536:1400|0:65535}", proto: "tcp"},
 	{text: "time --{datestart 2030-01-01|datestop 2035-01-01|weekdays 1,2,3,4,5,6,7|monthdays 1,2}{| --kerneltz}"},
 	{text: "tos{!} --tos {0x10|0x0/0x03|Minimize-Delay|0xb8/0xfc}"},
-	{text: "u32{!} --u32 \"{6&0xFF=17|6&0xFF=17 && 0>>22&0x3C@0&0xFFFF=53:60|2&0xffff=0:60,100:200|60=0:0x10203|0>>22&0x3C@12>>26&0x3C@0=0:0xffffffff|8&0xff000000=0x3f000000}\""},
+	{text: "u32{!} --u32 \"{6&0xFF=17|6&0xFF=17 && 0>>22&0x3C@0&0xFFFF=53:60|2&0xffff=0:60,100:200|60=0:0x10203|8&0xff000000=0x3f000000}\""},
 	{text: "udp{!} --{s|d}port {5000|50:100|:9}", proto: "udp"},
 }
 

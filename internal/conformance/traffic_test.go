@@ -287,6 +287,9 @@ func (g *generator) segment(f *genFlow, seq *uint32, ack uint32, first, server b
 
 func (g *generator) server(f *genFlow) {
 	n := pickOne(g, f.sent...)
+	if g.transit && g.v6 && (g.rejects || !plain(g.numbered(n))) {
+		return // it would go to the router, if that answered
+	}
 	dev := fmt.Sprintf("@%d", n)
 	if g.chance(4) {
 		dev = pickOne(g, "tun0", "tun1", "tun2")

@@ -216,6 +216,9 @@ func (s *chunkSet) match(c *tables.Context, b []byte) bool {
 				return false
 			}
 		case !flagged:
+			if s.how == sctpOnly {
+				return false
+			}
 		case s.how == sctpAny:
 			return true
 		default:
