@@ -52,6 +52,7 @@ const (
 	entryAcct                          // counts packets and bytes
 	entryNoEvents                      // made while nf_conntrack_events was 0
 	entryNoExpEvents                   // its expectations make none
+	entrySynproxy                      // see Synproxy
 )
 
 const allEvents = 1<<16 - 1

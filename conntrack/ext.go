@@ -21,7 +21,8 @@ type extension struct {
 	pptp        pptpState
 	sip         sipState
 	tunnels     [2]greTunnel // pptp: guarded by the table's greKeys
-	next        uint32       // on the free stack
+	synproxy    Synproxy
+	next        uint32 // on the free stack
 }
 
 // SeqAdj is how far a helper has moved one direction's sequence numbers.
@@ -63,7 +64,7 @@ func (x *extSlabs) alloc() uint32 {
 				e.labels[l].Store(0)
 			}
 			e.announced.Store(false)
-			e.start, e.stop, e.seq = 0, 0, [2]SeqAdj{}
+			e.start, e.stop, e.seq, e.synproxy = 0, 0, [2]SeqAdj{}, Synproxy{}
 			e.masterTuple, e.hasMaster, e.nlCount, e.expecting, e.nl = Tuple{}, false, [2]uint8{}, [4]uint8{}, [2][2]uint32{}
 			e.pptp, e.sip, e.tunnels = pptpState{}, sipState{}, [2]greTunnel{}
 			return i

@@ -118,8 +118,7 @@ func (t *Table) nat() NATHelper {
 }
 
 // Help is the stage before Confirm at INPUT and POSTROUTING: the connection's
-// helper reads the packet, and sequence numbers that a helper moved are put
-// right. false: drop, p.Reason is set.
+// helper reads the packet. false: drop, p.Reason is set.
 func (w *Worker) Help(p *packet.Packet) bool {
 	e := w.Entry(p)
 	if e == nil {
@@ -133,9 +132,6 @@ func (w *Worker) Help(p *packet.Packet) bool {
 				return false
 			}
 		}
-	}
-	if e.Status()&SeqAdjust != 0 && p.Proto == packet.ProtoTCP && p.Flags&packet.Loopback == 0 {
-		w.adjustSeq(p, e)
 	}
 	return true
 }

@@ -159,5 +159,7 @@ func (w *Worker) replied(p *packet.Packet, e *Entry) {
 // Pending reports whether events of e wait for Confirm.
 func (e *Entry) Pending() bool { return e.events.Load() != 0 }
 
-// Assisted reports whether Help has something to do with e's packets.
-func (e *Entry) Assisted() bool { return e.helper != 0 || e.Status()&SeqAdjust != 0 }
+// Assisted reports whether a helper or SYNPROXY has something to do with e's packets.
+func (e *Entry) Assisted() bool {
+	return e.helper != 0 || e.Synproxied() || e.Status()&SeqAdjust != 0
+}

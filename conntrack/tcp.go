@@ -441,6 +441,11 @@ func (w *Worker) trackTCP(p *packet.Packet, e *Entry, idx uint32, hook uint8) re
 			return res
 		}
 	case tcpInvalid:
+		if e.Synproxied() && old == TCPSynSent && s.kind == segAck && dir == Original && Dir(c.lastDir) == Original && c.dir[dir].end-1 == s.seq {
+			// The client of SYNPROXY probes a window of 0: the server was not heard.
+			e.unlock()
+			return resAccept
+		}
 		e.unlock()
 		return w.invalid("packet does not fit the state")
 	case TCPTimeWait:

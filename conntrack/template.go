@@ -12,6 +12,7 @@ type Template struct {
 	Events    Events         // with ExpEvents 0: all
 	ExpEvents uint32         // expectation events; with Events 0: all
 	Timeout   *TimeoutPolicy // of this table; nil: none
+	Synproxy  bool           // the packet is SYNPROXY's; see Synproxy
 
 	id uint32
 }

@@ -140,6 +140,9 @@ func (w *Worker) create(p *packet.Packet, u *Tuple, h uint64, tmpl *Template, re
 			e.terms.Store(uint32(tp.index)<<16 | allEvents)
 		}
 		e.wantEvents(tmpl)
+		if tmpl.Synproxy && t.ensureExt(e) != nil {
+			e.flags |= entrySynproxy
+		}
 	}
 	x := w.expected(e, u)
 	if x == nil && tmpl != nil && tmpl.Helper != nil && tmpl.Helper.fits(u.Family, u.Proto) {
@@ -241,12 +244,16 @@ func (w *Worker) forget(p *packet.Packet, e *Entry, idx uint32) {
 	p.Ct, p.CtInfo = 0, packet.CtInvalid
 }
 
-// Confirm is the last stage of INPUT and POSTROUTING: a new connection enters
-// the table. false: drop, p.Reason is set.
+// Confirm is the last stage of INPUT and POSTROUTING: sequence numbers that a
+// helper or SYNPROXY moved are put right, a new connection enters the table.
+// false: drop, p.Reason is set.
 func (w *Worker) Confirm(p *packet.Packet) bool {
 	e := w.Entry(p)
 	if e == nil {
 		return true
+	}
+	if e.Status()&SeqAdjust != 0 && p.Proto == packet.ProtoTCP && p.Flags&packet.Loopback == 0 {
+		w.adjustSeq(p, e)
 	}
 	idx := p.Ct
 	if e.Status()&Confirmed == 0 {

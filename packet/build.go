@@ -191,6 +191,39 @@ func BuildTCPReset(dst, orig *Packet) bool {
 	return true
 }
 
+// TCPSegment is what BuildTCP makes a segment without payload of. Options are
+// padded to whole words.
+type TCPSegment struct {
+	Src, Dst         [16]byte
+	SrcPort, DstPort uint16
+	Seq, Ack         uint32
+	Flags            uint8
+	Window           uint16
+	Options          []byte
+}
+
+// BuildTCP makes dst a segment of orig's family that the router sends because of it.
+func BuildTCP(dst, orig *Packet, s *TCPSegment) {
+	n := 20 + len(s.Options)
+	var t []byte
+	if orig.Family == IPv4 {
+		b := dst.start(IPv4, ProtoTCP, 20+n, s.Src, s.Dst)
+		b[6] = 0x40 // DF, and no identification
+		t = b[20:]
+	} else {
+		t = dst.start(IPv6, ProtoTCP, 40+n, s.Src, s.Dst)[40:]
+	}
+	clear(t[:20])
+	be.PutUint16(t, s.SrcPort)
+	be.PutUint16(t[2:], s.DstPort)
+	be.PutUint32(t[4:], s.Seq)
+	be.PutUint32(t[8:], s.Ack)
+	t[12], t[13] = uint8(n/4)<<4, s.Flags
+	be.PutUint16(t[14:], s.Window)
+	copy(t[20:], s.Options)
+	dst.finish(orig)
+}
+
 func zero16(a []byte) bool { return be.Uint64(a) == 0 && be.Uint64(a[8:]) == 0 }
 
 // BuildEcho makes p an echo request (or reply) of n payload bytes that count up.

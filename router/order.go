@@ -17,22 +17,24 @@ type stage struct {
 	hooks    hooks.Mask
 	table    tables.TableID // of a stage that does nothing but walk it; else noTable
 	bind     func(w *worker, h hooks.Hook) hooks.Func
+	used     func(r *Router) bool // left out until it says so; nil: never left out
 }
 
 const noTable = tables.NumTables
 
 // order names every stage of every hook. The priorities are Linux's.
 var order = []stage{
-	{"defrag", hooks.PriDefrag, hooks.At(hooks.Prerouting, hooks.Output), noTable, (*worker).defrag},
-	{"raw", hooks.PriRaw, hooks.At(hooks.Prerouting, hooks.Output), tables.Raw, table(tables.Raw)},
-	{"conntrack", hooks.PriConntrack, hooks.At(hooks.Prerouting, hooks.Output), noTable, (*worker).track},
-	{"mangle", hooks.PriMangle, hooks.At(hooks.Prerouting, hooks.Input, hooks.Forward, hooks.Output, hooks.Postrouting), tables.Mangle, (*worker).mangle},
-	{"dnat", hooks.PriNATDst, hooks.At(hooks.Prerouting, hooks.Output), noTable, (*worker).translate},
-	{"filter", hooks.PriFilter, hooks.At(hooks.Input, hooks.Forward, hooks.Output), tables.Filter, table(tables.Filter)},
-	{"security", hooks.PriSecurity, hooks.At(hooks.Input, hooks.Forward, hooks.Output), tables.Security, table(tables.Security)},
-	{"snat", hooks.PriNATSrc, hooks.At(hooks.Input, hooks.Postrouting), noTable, (*worker).translate},
-	{"helper", hooks.PriHelper, hooks.At(hooks.Input, hooks.Postrouting), noTable, (*worker).helper},
-	{"confirm", hooks.PriConfirm, hooks.At(hooks.Input, hooks.Postrouting), noTable, (*worker).confirm},
+	{"defrag", hooks.PriDefrag, hooks.At(hooks.Prerouting, hooks.Output), noTable, (*worker).defrag, nil},
+	{"raw", hooks.PriRaw, hooks.At(hooks.Prerouting, hooks.Output), tables.Raw, table(tables.Raw), nil},
+	{"conntrack", hooks.PriConntrack, hooks.At(hooks.Prerouting, hooks.Output), noTable, (*worker).track, nil},
+	{"mangle", hooks.PriMangle, hooks.At(hooks.Prerouting, hooks.Input, hooks.Forward, hooks.Output, hooks.Postrouting), tables.Mangle, (*worker).mangle, nil},
+	{"dnat", hooks.PriNATDst, hooks.At(hooks.Prerouting, hooks.Output), noTable, (*worker).translate, nil},
+	{"filter", hooks.PriFilter, hooks.At(hooks.Input, hooks.Forward, hooks.Output), tables.Filter, table(tables.Filter), nil},
+	{"security", hooks.PriSecurity, hooks.At(hooks.Input, hooks.Forward, hooks.Output), tables.Security, table(tables.Security), nil},
+	{"snat", hooks.PriNATSrc, hooks.At(hooks.Input, hooks.Postrouting), noTable, (*worker).translate, nil},
+	{"helper", hooks.PriHelper, hooks.At(hooks.Input, hooks.Postrouting), noTable, (*worker).helper, nil},
+	{"synproxy", hooks.PriConfirm - 1, hooks.At(hooks.Input, hooks.Postrouting), noTable, (*worker).synproxy, (*Router).synproxied},
+	{"confirm", hooks.PriConfirm, hooks.At(hooks.Input, hooks.Postrouting), noTable, (*worker).confirm, nil},
 }
 
 // stagesOf gives the rows of one hook, by priority.
@@ -66,6 +68,9 @@ func bindAll(w *worker, h hooks.Hook) (b bound) {
 func (b *bound) forRules(w *worker, f int, h hooks.Hook, stages []hooks.Stage, passed []*hooks.Counter) ([]hooks.Stage, []*hooks.Counter) {
 	from := 0
 	for i, s := range b.rows {
+		if s.used != nil && !s.used(w.r) {
+			continue
+		}
 		if s.table != noTable {
 			if n, ok := w.prog[f].Passes(s.table, h); ok {
 				passed = append(passed, &w.ctx[f].Counters[n])
@@ -86,6 +91,9 @@ func (b *bound) forRules(w *worker, f int, h hooks.Hook, stages []hooks.Stage, p
 func (b *bound) passedBy(w *worker, f int, h hooks.Hook) (out [][]uint32) {
 	var ids []uint32
 	for _, s := range b.rows {
+		if s.used != nil && !s.used(w.r) {
+			continue
+		}
 		if s.table != noTable {
 			if n, ok := w.prog[f].Passes(s.table, h); ok {
 				ids = append(ids, n)
@@ -105,9 +113,12 @@ func PrintOrder(out io.Writer) {
 	for h := hooks.Hook(0); h < hooks.NumHooks; h++ {
 		var names []string
 		for _, s := range stagesOf(h) {
-			if s.priority == hooks.PriConfirm {
+			switch s.priority {
+			case hooks.PriConfirm:
 				names = append(names, s.name+" last")
-			} else {
+			case hooks.PriConfirm - 1:
+				names = append(names, s.name+" last but one")
+			default:
 				names = append(names, fmt.Sprintf("%s %d", s.name, s.priority))
 			}
 		}

@@ -25,6 +25,7 @@ import (
 	"sluice/packet/frag"
 	"sluice/tables"
 	"sluice/tables/ipset"
+	"sluice/tables/synproxy"
 )
 
 // Options is what a Router needs beside its configuration.
@@ -58,6 +59,7 @@ type Router struct {
 	engines   [2]*tables.Engine // IPv4, IPv6
 	iptables  iptables.Engines
 	envs      [2]*tables.Env
+	synproxy  *synproxy.Proxy
 	fib       *netstack.FIB
 	lo        *packet.Iface
 	frags     *frag.Reassembler
@@ -146,8 +148,13 @@ func New(cfg *Config, opt Options) (*Router, error) {
 	r.limit = newICMPLimiter(s)
 	r.redirects = newRedirectLimiter()
 	r.knobs = newKnobs(s)
+	n := cfg.Router.Workers
+	if n == 0 {
+		n = runtime.NumCPU()
+	}
+	r.synproxy = synproxy.New(r.ct, s, n)
 	for f, fam := range families {
-		r.envs[f] = &tables.Env{CT: r.ct, NAT: r.nat, Sysctl: s, Routes: routes{r}, Sockets: sockets{r}, Sets: r.sets, SetGeneration: r.sets.Generation(), Wall: r.timeOfDay, DoWorkers: func(run func(*tables.Context)) {
+		r.envs[f] = &tables.Env{CT: r.ct, NAT: r.nat, Sysctl: s, Routes: routes{r}, Sockets: sockets{r}, Synproxy: r.synproxy, Sets: r.sets, SetGeneration: r.sets.Generation(), Wall: r.timeOfDay, DoWorkers: func(run func(*tables.Context)) {
 			r.eachWorker(func(w *worker) {
 				w.spread()
 				run(&w.ctx[f])
@@ -158,10 +165,6 @@ func New(cfg *Config, opt Options) (*Router, error) {
 	r.iptables = iptables.New(r.engines[0], r.engines[1])
 	r.logs = newLogs(opt.Log)
 
-	n := cfg.Router.Workers
-	if n == 0 {
-		n = runtime.NumCPU()
-	}
 	r.rings = netstack.NewLocalRings(n, 0, func(i int) {
 		if !r.closed.Load() { // the local stack's last words
 			r.workers[i].kick()

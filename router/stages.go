@@ -5,6 +5,7 @@ import (
 	"sluice/nat"
 	"sluice/packet"
 	"sluice/tables"
+	"sluice/tables/synproxy"
 )
 
 // The stages of order.go: each makes its code for one worker and one hook.
@@ -52,8 +53,16 @@ func (w *worker) confirm(hooks.Hook) hooks.Func {
 	return func(p *packet.Packet) hooks.Verdict { return verdict(w.ct.Confirm(p)) }
 }
 
-// helper lets a connection's helper read the payload, and adjusts TCP sequence
-// numbers where one changed a length before.
+// synproxy sits between the halves of connections that SYNPROXY has opened.
+func (w *worker) synproxy(hooks.Hook) hooks.Func {
+	out := synproxy.Out{CT: w.ct, Alloc: w.alloc, Send: w.queueOutput}
+	return func(p *packet.Packet) hooks.Verdict { return w.r.synproxy.Hook(&out, p) }
+}
+
+// synproxied says whether there ever was a SYNPROXY rule.
+func (r *Router) synproxied() bool { return r.synproxy.Used() }
+
+// helper lets a connection's helper read the payload.
 func (w *worker) helper(hooks.Hook) hooks.Func {
 	return func(p *packet.Packet) hooks.Verdict { return verdict(w.ct.Help(p)) }
 }

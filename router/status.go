@@ -9,6 +9,7 @@ import (
 	"sluice/packet"
 	"sluice/tables"
 	"sluice/tables/ext"
+	"sluice/tables/synproxy"
 )
 
 // Status is what a router is doing, as `sluice status` prints it. Counters run
@@ -33,6 +34,7 @@ type Status struct {
 	Tables     []TableStatus     `json:"tables"`
 	LogLost    uint64            `json:"log_lines_lost"`
 	IdleTimers []ext.IdleTimer   `json:"idle_timers,omitempty"` // of IDLETIMER
+	Synproxy   *synproxy.Stats   `json:"synproxy,omitempty"`    // once there was a SYNPROXY rule
 	Watches    int               `json:"watches"`               // traces and captures that are under way
 }
 
@@ -172,6 +174,10 @@ func (r *Router) status(rules bool) *Status {
 	drops[reasonLocalOutputFull] += local.OutputFull
 	s.LogLost = r.logs.lost.Load()
 	s.IdleTimers = ext.IdleTimers(r.ct, r.clock())
+	if r.synproxied() {
+		st := r.synproxy.Stats()
+		s.Synproxy = &st
+	}
 	if p := r.watches.Load(); p != nil {
 		s.Watches = len(*p)
 	}

@@ -10,6 +10,7 @@ import (
 	"sluice/nat"
 	"sluice/packet"
 	"sluice/tables/ipset"
+	"sluice/tables/synproxy"
 )
 
 // Counter is a rule's or a policy's packets and bytes.
@@ -130,6 +131,8 @@ type Env struct {
 	NAT    *nat.NAT
 	Sysctl *sysctl.Set
 	Routes Routes
+	// Synproxy is behind SYNPROXY; nil: such rules drop.
+	Synproxy *synproxy.Proxy
 	// Sockets are the router's own; nil: there are none.
 	Sockets Sockets
 	// Wall is the time of day when the packets' clock (ns) shows now; nil: time.Now.

@@ -88,6 +88,10 @@ func printStatus(w io.Writer, s *router.Status) error {
 			fmt.Fprintf(t, "%s\t%d\n", i.Label, i.Seconds)
 		}
 	}
+	if p := s.Synproxy; p != nil {
+		section("SYNPROXY\tSYN RECEIVED\tCOOKIE VALID\tINVALID\tRETRANS\tREOPENED")
+		fmt.Fprintf(t, "\t%d\t%d\t%d\t%d\t%d\n", p.SYNReceived, p.CookieValid, p.CookieInvalid, p.CookieRetrans, p.ConnReopened)
+	}
 	if s.LogLost > 0 {
 		fmt.Fprintf(t, "\n%d LOG lines were lost: they came faster than the log took them\n", s.LogLost)
 	}

@@ -87,11 +87,12 @@ type compare struct {
 // contender is one of ours, with what has become of it so far.
 type contender struct {
 	side
-	name  string
-	outs  [][]sent
-	ports map[string]string // ours to the kernel's, where both were chosen at random
-	diffs []string
-	lost  bool // the steps cannot go on
+	name        string
+	outs        [][]sent
+	ports       map[string]string // ours to the kernel's, where both were chosen at random
+	kernel, own cookies
+	diffs       []string
+	lost        bool // the steps cannot go on
 }
 
 func (c *compare) add(o *ourSide) {
@@ -214,6 +215,7 @@ func (c *contender) outputs(st *step, in []sending, ko, oo []sent) (desc []strin
 	ok := len(ko) == len(oo)
 	var kd, od []string
 	why := ""
+	ko, oo = c.kernel.all(ko), c.own.all(oo)
 	for i := range max(len(ko), len(oo)) {
 		if i < len(ko) && i < len(oo) {
 			k, o := c.normal(in, ko[i].b, oo[i].b)

@@ -39,6 +39,7 @@ import (
 //	out tun1 udp 10.1.0.2:5000 > 10.2.0.2:53 …     what left, as it describes it
 //	in tun1 udp @1.dst > @1.src                    the ends of what the first frame became
 //	in tun1 icmp 10.2.0.2 > @1.saddr type=3/1 @1.quote
+//	in tun0 tcp 10.1.0.2:5000 > 10.2.0.2:80 A tcpopts=0101080a00000064@1.ts
 //	in tun0 udp 10.1.0.2:5000 > 10.2.0.2:53 len=2000 cut=1480     in fragments
 //	in tun0 tcp 10.1.0.2:5000 > 10.2.0.2:80 A len=9000 gso=1400     a super-packet
 //	send udp 10.2.0.1:7000 > 10.2.0.2:53 len=5     by a socket of the router's own
@@ -461,6 +462,15 @@ func expand(text string, outs [][]sent) (_ string, ok bool) {
 			return num(p.TCPSeq())
 		case "ack":
 			return num(p.TCPAck())
+		case "xseq": // the sequence number, as tcpopts= has it
+			d, _ := strconv.Atoi(m[4])
+			return fmt.Sprintf("%08x", p.TCPSeq()+uint32(d))
+		case "ts": // the timestamp, as tcpopts= has it
+			if at := timestampAt(p.Transport()); at > 0 {
+				return hex.EncodeToString(p.Transport()[at : at+4])
+			}
+			ok = false
+			return ref
 		case "id":
 			return num(uint32(be16(p.Transport()[4:])))
 		case "quote":
@@ -569,6 +579,7 @@ func isPolicy(line string) bool { return strings.Fields(line)[1] != "-A" }
 // replay holds a side against what was recorded of the kernel.
 func (s *scenario) replay(o side) (diffs []string) {
 	var outs [][]sent
+	var secret cookies
 	for _, st := range s.steps {
 		text, ok := expand(st.text, outs)
 		if !ok {
@@ -589,7 +600,7 @@ func (s *scenario) replay(o side) (diffs []string) {
 			outs = append(outs, out)
 		}
 		var got []string
-		for _, x := range out {
+		for _, x := range secret.all(out) {
 			got = append(got, x.dev+" "+packettest.Describe(x.b))
 		}
 		if !sameLines(st.out, got) {

@@ -57,6 +57,7 @@ var (
 	descICMP      = desc("icmp_errors_sent_total", "ICMP and ICMPv6 errors that were sent.")
 	descICMPHeld  = desc("icmp_errors_limited_total", "ICMP and ICMPv6 errors that a rate limit held back.")
 	descDrops     = desc("dropped_packets_total", "Packets that were dropped, by reason.", "reason")
+	descSynproxy  = desc("synproxy_total", "What SYNPROXY saw: syn_received, cookie_valid, cookie_invalid, cookie_retrans, conn_reopened.", "event")
 	descLogLost   = desc("log_lines_lost_total", "LOG lines that came faster than the log took them.")
 
 	descHook        = desc("hook_packets_total", "Packets that came to a hook.", "family", "hook")
@@ -95,7 +96,7 @@ type natKey struct{ addr, proto string }
 // Describe tells Prometheus's library what Collect may send.
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{descBuild, descStart, descReloads, descIfUp, descIfRx, descIfRxBytes, descIfTx, descIfTxBytes, descIfTxErr,
-		descForwarded, descDelivered, descSent, descICMP, descICMPHeld, descDrops, descLogLost, descHook, descHookBytes, descChain, descChainBytes, descPolicy, descPolicyBytes, descChainRules, descChainsLeft,
+		descForwarded, descDelivered, descSent, descICMP, descICMPHeld, descDrops, descSynproxy, descLogLost, descHook, descHookBytes, descChain, descChainBytes, descPolicy, descPolicyBytes, descChainRules, descChainsLeft,
 		descRule, descRuleBytes, descRulesLeft, descEntries, descMax, descCtStat, descNAT, descWorker, descWorkerBurst, descWorkerBusy} {
 		ch <- d
 	}
@@ -131,6 +132,13 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	counter(descICMP, st.ICMPErrors)
 	counter(descICMPHeld, st.ICMPHeld)
 	counter(descLogLost, st.LogLost)
+	if p := st.Synproxy; p != nil {
+		counter(descSynproxy, p.SYNReceived, "syn_received")
+		counter(descSynproxy, p.CookieValid, "cookie_valid")
+		counter(descSynproxy, p.CookieInvalid, "cookie_invalid")
+		counter(descSynproxy, p.CookieRetrans, "cookie_retrans")
+		counter(descSynproxy, p.ConnReopened, "conn_reopened")
+	}
 	for _, d := range st.Drops {
 		counter(descDrops, d.Packets, d.Reason)
 	}

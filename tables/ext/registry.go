@@ -99,6 +99,7 @@ var Registry = tables.NewRegistry(
 		targetSET,
 		targetSNAT,
 		targetSNPT,
+		targetSYNPROXY,
 		targetTCPMSS,
 		targetTCPOPTSTRIP,
 		targetTEE,
