@@ -16,6 +16,7 @@ import (
 // as it is: devices, connections, rules with their counters, listeners. When
 // something in cfg cannot be had, everything stays as it was.
 func (r *Router) Reload(cfg *Config) error {
+	defer r.Work()()
 	cfg = cfg.Complete()
 	if err := r.reloadable(cfg); err != nil {
 		return err

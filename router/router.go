@@ -73,6 +73,7 @@ type Router struct {
 	logs      *logs
 	workers   []*worker
 	busyPoll  time.Duration
+	turns     turns
 	light     bool // workers may sleep behind the scheduler's back
 
 	watchMu sync.Mutex // serialises changes of watches

@@ -69,6 +69,7 @@ type worker struct {
 	commands    atomic.Pointer[command]
 	started     atomic.Bool   // it has a goroutine
 	exited      chan struct{} // closed when the goroutine has ended
+	tid         atomic.Int32  // its thread; 0: none
 	idle        sync.Mutex    // taken for work on a worker that has no goroutine
 	stop        bool
 
@@ -150,8 +151,9 @@ func (w *worker) watch(fd int) error {
 
 // loop is the worker's life.
 func (w *worker) loop() {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
+	runtime.LockOSThread() // the thread ends with the goroutine
+	w.tid.Store(int32(unix.Gettid()))
+	defer w.tid.Store(0)
 	defer close(w.exited)
 	events := make([]unix.EpollEvent, 64)
 	more := false // a queue may have something to read, whatever epoll says

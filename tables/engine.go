@@ -4,6 +4,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"unsafe"
 
 	"sluice/hooks"
 )
@@ -28,6 +29,7 @@ type counterIDs struct {
 	base []Counter
 	free []uint32 // zero in every worker and in base
 	dead []uint32 // given back, not yet zeroed in the workers
+	room int      // counters that each worker has at least
 }
 
 func (k *counterIDs) alloc() uint32 {
@@ -101,6 +103,7 @@ func (e *Engine) commit(edit func(*Ruleset) error, publish bool) error {
 	e.slots.free = append(e.slots.free[:len(e.slots.free):len(e.slots.free)], ed.freed...)
 	e.src = next
 	e.setCounters(ed)
+	e.makeRoom(pr.counters)
 	e.live.Store(pr)
 	e.retire(ed)
 	return nil
@@ -215,6 +218,35 @@ func (e *Engine) setCounters(ed *edit) {
 	for id, k := range set {
 		e.counters.base[id] = k
 	}
+}
+
+// makeRoom gives the workers so many counters before a program needs them, in
+// memory that is made and touched here: for what many rules take, a worker
+// would keep its packets waiting.
+func (e *Engine) makeRoom(n int) {
+	if n <= e.counters.room {
+		return
+	}
+	workers := 0
+	e.eachWorker(func(*Context) { workers++ })
+	if workers == 0 {
+		return
+	}
+	n += n / 4
+	e.counters.room = n
+	room := make([][]Counter, workers)
+	for i := range room {
+		room[i] = make([]Counter, n)
+		for j := 0; j < n; j += 4096 / int(unsafe.Sizeof(Counter{})) {
+			room[i][j] = Counter{}
+		}
+	}
+	e.eachWorker(func(c *Context) {
+		if workers--; workers >= 0 && len(c.Counters) < n {
+			copy(room[workers], c.Counters)
+			c.Counters = room[workers]
+		}
+	})
 }
 
 func (e *Engine) eachWorker(f func(c *Context)) {

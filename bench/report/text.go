@@ -81,8 +81,12 @@ func (r *Report) Tables(base *Report) []Table {
 			continue
 		}
 		m := MetricOf(g.Metric)
-		t.Cells = append(t.Cells, []string{m.Title, Title(g.Path), g.text(), iv.text(2), verdict,
-			number(r.Of(g.Path, g.Metric).Summary().Median, m.Digits) + " " + m.Unit, number(r.Of(g.Base, g.Metric).Summary().Median, m.Digits)})
+		ratio, reference := iv.text(2), number(r.Of(g.Base, g.Metric).Summary().Median, m.Digits)
+		if g.Base == "" {
+			ratio, reference = "", ""
+		}
+		t.Cells = append(t.Cells, []string{m.Title, Title(g.Path), g.text(), ratio, verdict,
+			strings.TrimSpace(r.Of(g.Path, g.Metric).Summary().text(m.Digits) + " " + m.Unit), reference})
 	}
 	if len(t.Cells) > 1 {
 		out = append(out, t)

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -28,6 +29,7 @@ type Path struct {
 	local          bool   // the router has services of its own
 	forget         func() error
 	rules          func(save string) error // loads other rules
+	append         func(rule string) error // adds one
 	metrics        []string                // what is measured; empty: all but the rootless paths' own
 	sink           *sink
 	start          func() error // runs `true` with such a network of its own; nil: it cannot
@@ -52,14 +54,15 @@ func paths(o *Options) []*Path {
 		{Name: "linux-nft-10000", Title: "Linux, veth, iptables-nft, 10,000 rules", make: linux("iptables-nft-restore", 10000)},
 		{Name: "bare", Title: "bare copy loop, virtio-net header", make: peer(o.Self, "bare", "-vnet")},
 		{Name: "bare-plain", Title: "bare copy loop, no header", make: peer(o.Self, "bare")},
+		{Name: "wireguard", Title: "copy loop over wireguard-go's tun package", make: peer(o.WG)},
 		{Name: "gvisor", Title: "gVisor's stack forwarding, its NAT", make: peer(o.Self, "gvisor")},
 		{Name: "sluice", Title: "sluice, 20 rules", make: sluice(o.Sluice, 1, true, 20)},
 		{Name: "sluice-10000", Title: "sluice, 10,000 rules", make: sluice(o.Sluice, 1, true, 10000)},
 		{Name: "sluice-2", Title: "sluice, 20 rules, two workers", make: sluice(o.Sluice, 2, true, 20)},
 		{Name: "sluice-plain", Title: "sluice, 20 rules, offload off", make: sluice(o.Sluice, 1, false, 20)},
 	}
-	if o.WG != "" {
-		ps = append(ps, &Path{Name: "wireguard", Title: "copy loop over wireguard-go's tun package", make: peer(o.WG)})
+	if o.WG == "" {
+		ps = slices.DeleteFunc(ps, func(p *Path) bool { return p.Name == "wireguard" })
 	}
 	if o.Before != "" {
 		ps = append(ps,
@@ -130,6 +133,9 @@ func linux(restore string, rules int) func(*lab, *Path) error {
 		}
 		p.forget = func() error { return p.router.run("conntrack", "-F") }
 		p.rules = func(save string) error { return p.router.pipe(save, restore) }
+		p.append = func(rule string) error {
+			return p.router.run(append([]string{strings.TrimSuffix(restore, "-restore")}, strings.Fields(rule)...)...)
+		}
 		return p.router.pipe(Ruleset(rules, rules == 20), restore)
 	}
 }
@@ -212,6 +218,9 @@ restore = [%q]
 			c := exec.Command(bin, "--socket", p.socket, "iptables-restore")
 			c.Stdin = strings.NewReader(save)
 			return finish(c)
+		}
+		p.append = func(rule string) error {
+			return run(append([]string{bin, "--socket", p.socket, "iptables"}, strings.Fields(rule)...)...)
 		}
 		p.forget = func() error { return run(bin, "--socket", p.socket, "conntrack", "-F") }
 		p.pid, err = l.start("sluice: ready", bin, "run", "-c", cfg)

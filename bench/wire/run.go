@@ -184,6 +184,14 @@ func (plan *Plan) measure(p *Path, rep *report.Report, round int) error {
 		add("conn", n)
 		if n > 0 {
 			add("conn.cpu", cpu.machine/(n*plan.Time.Seconds())*1e6)
+			if p.pid != 0 {
+				add("conn.router", cpu.router/(n*plan.Time.Seconds())*1e6)
+			}
+		}
+	}
+	if p.append != nil && slices.Contains([]string{"linux", "sluice", "before"}, p.Name) && wants("rules") {
+		if err := plan.changes(p, rep, round); err != nil {
+			return fmt.Errorf("changing rules: %w", err)
 		}
 	}
 	if p.start != nil && wants("start") {

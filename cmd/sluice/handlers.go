@@ -22,6 +22,7 @@ func (d *daemon) handlers(s *control.Server) {
 	engines := d.router.IPTables()
 	for _, name := range iptables.Programs {
 		s.Handle(name, func(_ context.Context, argv []string, stdin io.Reader, stdout, stderr io.Writer) int {
+			defer d.router.Work()()
 			return iptables.Run(engines, argv, stdin, stdout, stderr)
 		})
 	}
