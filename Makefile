@@ -3,7 +3,7 @@ GO      ?= go
 VERSION := $(shell git describe --always --dirty 2>/dev/null || echo dev)
 export CGO_ENABLED = 0
 
-.PHONY: build test conformance demo bench bench-rootless bench-parts fuzz lint race clean deps
+.PHONY: build test conformance demo bench bench-docs bench-rootless bench-parts fuzz lint race clean deps
 
 build: ## the one static binary
 	$(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o sluice ./cmd/sluice
@@ -29,6 +29,9 @@ race: ## the unit tests under the race detector
 # BASE=FILE.json compares with an earlier run; BENCH=-short ends in five minutes.
 bench: build deps ## sluice beside Linux, copy loops and others, end to end: table, JSON, HTML
 	$(GO) run ./bench/harness -sluice ./sluice $(if $(BASE),-base $(BASE)) $(BENCH)
+
+bench-docs: ## the same, and README.md and docs/ take the report over (BENCH=-show\ FILE.json: an earlier one's)
+	@$(MAKE) bench BENCH="-docs $(BENCH)"
 
 bench-rootless: build deps ## of it, the ways to the host's network without privilege
 	$(GO) run ./bench/harness -sluice ./sluice -paths rootless -skip sweeps,memory -o bench-rootless $(if $(BASE),-base $(BASE)) $(BENCH)

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -51,6 +52,7 @@ func run() error {
 		skip    = flag.String("skip", "", "leave out a part: wire, sweeps or memory; several separated by commas")
 		huge    = flag.Bool("huge", false, "in memory, also the cases that take gigabytes")
 		md      = flag.String("md", "", "also write the main tables as Markdown to this file")
+		docs    = flag.Bool("docs", false, "also write docs/bench/report.json and .html, and the tables in README.md and docs/performance.md anew")
 		show    = flag.String("show", "", "measure nothing, show this JSON file")
 	)
 	flag.Parse()
@@ -152,12 +154,42 @@ func run() error {
 			return err
 		}
 	}
-	f, err := os.Create(*out + ".html")
+	if err := page(rep, earlier, *out+".html"); err != nil || !*docs {
+		return err
+	}
+	return document(rep)
+}
+
+func page(rep, earlier *report.Report, path string) error {
+	f, err := os.Create(path)
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	return rep.HTML(f, earlier)
+	return errors.Join(rep.HTML(f, earlier), f.Close())
+}
+
+// document puts a report into the repository's documents.
+func document(rep *report.Report) error {
+	if err := rep.Save("docs/bench/report.json"); err != nil {
+		return err
+	}
+	if err := page(rep, nil, "docs/bench/report.html"); err != nil {
+		return err
+	}
+	for _, path := range []string{"README.md", "docs/performance.md"} {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		text, err := rep.Fill(string(b))
+		if err != nil {
+			return fmt.Errorf("%s: %w", path, err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func list(s string) []string {

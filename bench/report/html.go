@@ -81,18 +81,24 @@ func (r *Report) bars(m *Metric, names []string) string {
 
 // lines is a metric over something that varies, a line per path.
 func (r *Report) lines(s *Sweep, names []string) string {
-	const height, bottom, upper, lx, rx = 380, 340, 40, 60, 620
+	const height, bottom, upper, lx, rx = 390, 350, 50, 60, 620
 	scale := func(log bool, v float64) float64 {
 		if log {
 			return math.Log10(math.Max(v, 1e-9))
 		}
 		return v
 	}
+	scaleX := func(v float64) float64 {
+		if s.Tail {
+			return -math.Log10(1 - v/100)
+		}
+		return scale(s.LogX, v)
+	}
 	x0, x1, y0, y1 := math.Inf(1), math.Inf(-1), math.Inf(1), math.Inf(-1)
 	for _, n := range names {
 		for _, row := range r.Sweep(n, s.Metric) {
 			if iv := row.Summary(); iv.N > 0 {
-				x0, x1 = math.Min(x0, scale(s.LogX, row.X)), math.Max(x1, scale(s.LogX, row.X))
+				x0, x1 = math.Min(x0, scaleX(row.X)), math.Max(x1, scaleX(row.X))
 				y0, y1 = math.Min(y0, scale(s.LogY, iv.Median)), math.Max(y1, scale(s.LogY, iv.Median))
 			}
 		}
@@ -108,16 +114,20 @@ func (r *Report) lines(s *Sweep, names []string) string {
 	if y1 <= y0 {
 		y1 = y0 + 1
 	}
-	px := func(v float64) float64 { return lx + (scale(s.LogX, v)-x0)/(x1-x0)*(rx-lx) }
+	px := func(v float64) float64 { return lx + (scaleX(v)-x0)/(x1-x0)*(rx-lx) }
 	py := func(v float64) float64 { return bottom - (scale(s.LogY, v)-y0)/(y1-y0)*(bottom-upper) }
 	var b strings.Builder
 	fmt.Fprintf(&b, `<svg viewBox="0 0 %d %d" width="%d" height="%d" xmlns="http://www.w3.org/2000/svg" font-family="system-ui,sans-serif" font-size="12"><text x="0" y="18" font-size="14" font-weight="bold">%s</text>`, width, height, width, height, esc(s.Title))
-	fmt.Fprintf(&b, `<path d="M%d %dV%dH%d" fill="none" stroke="#222"/><text x="%d" y="%d" text-anchor="middle">%s</text><text x="4" y="%d">%s</text>`, lx, upper, bottom, rx, (lx+rx)/2, height-6, esc(s.Axis), upper-6, esc(s.Unit))
+	fmt.Fprintf(&b, `<path d="M%d %dV%dH%d" fill="none" stroke="#222"/><text x="%d" y="%d" text-anchor="middle">%s</text><text x="0" y="%d">%s</text>`, lx, upper, bottom, rx, (lx+rx)/2, height-6, esc(s.Axis), upper-10, esc(s.Unit))
 	for _, v := range marks(y0, y1, s.LogY) {
 		fmt.Fprintf(&b, `<line x1="%d" x2="%d" y1="%.1f" y2="%.1f" stroke="#e4e4e4"/><text x="%d" y="%.1f" text-anchor="end">%s</text>`, lx, rx, py(v), py(v), lx-6, py(v)+4, short(v))
 	}
-	for _, v := range marks(x0, x1, s.LogX) {
-		fmt.Fprintf(&b, `<text x="%.1f" y="%d" text-anchor="middle">%s</text>`, px(v), bottom+16, short(v))
+	across, label := marks(x0, x1, s.LogX), short
+	if s.Tail {
+		across, label = []float64{1, 50, 90, 99, 99.9}, func(v float64) string { return fmt.Sprint(v) }
+	}
+	for _, v := range across {
+		fmt.Fprintf(&b, `<text x="%.1f" y="%d" text-anchor="middle">%s</text>`, px(v), bottom+16, label(v))
 	}
 	for i, n := range names {
 		color := palette[i%len(palette)]

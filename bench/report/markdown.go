@@ -3,11 +3,12 @@ package report
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 )
 
-// headline is what a reader wants to know first.
-var headline = []struct{ metric, title string }{
+// headlines is what a reader wants to know first.
+var headlines = []struct{ metric, title string }{
 	{"tcp1", "TCP, 1 flow, Gbit/s"},
 	{"tcp8", "8 flows"},
 	{"udp64", "64-byte UDP, full blast, delivered/s"},
@@ -18,40 +19,39 @@ var headline = []struct{ metric, title string }{
 	{"conn", "TCP connections/s"},
 }
 
-// Markdown writes the headline table, the goals and the in-memory cases.
-func (r *Report) Markdown(w io.Writer) {
+// headline is the table of it. The ways to the host's network without privilege,
+// which alone are measured inwards, have other tables.
+func (r *Report) headline() [][]string {
 	cells := [][]string{{""}}
 	var names []string
-	for _, h := range headline {
+	for _, h := range headlines {
 		cells[0] = append(cells[0], h.title)
 		for _, n := range r.Paths(h.metric) {
-			names = appendNew(names, n)
+			if !slices.Contains(names, n) && r.Of(n, "tcp1in") == nil {
+				names = append(names, n)
+			}
 		}
 	}
 	for _, n := range names {
 		row := []string{Title(n)}
-		for _, h := range headline {
+		for _, h := range headlines {
 			row = append(row, number(r.Of(n, h.metric).Summary().Median, MetricOf(h.metric).Digits))
 		}
 		cells = append(cells, row)
 	}
+	return cells
+}
+
+// Markdown writes the headline table, the goals and the in-memory cases.
+func (r *Report) Markdown(w io.Writer) {
 	fmt.Fprintf(w, "%s, %d CPUs, %d GB, Linux %s, %s; medians of %d rounds:\n\n", r.Machine.CPU, r.Machine.CPUs, r.Machine.MemoryGB, r.Machine.Kernel, r.Machine.Go, r.Of("sluice", "tcp1").Summary().N)
-	markdown(w, cells)
+	markdown(w, r.headline())
 	for _, t := range r.Tables(nil) {
 		if t.Title == "Goals" || strings.HasPrefix(t.Title, "In memory") || strings.HasPrefix(t.Title, "CPU per forwarded") || strings.HasPrefix(t.Title, "UDP delivered by") || strings.HasPrefix(t.Title, "TCP to the router") || strings.HasPrefix(t.Title, "TCP from the router") {
 			fmt.Fprintf(w, "\n%s:\n\n", t.Title)
 			markdown(w, t.Cells)
 		}
 	}
-}
-
-func appendNew(s []string, x string) []string {
-	for _, v := range s {
-		if v == x {
-			return s
-		}
-	}
-	return append(s, x)
 }
 
 func markdown(w io.Writer, cells [][]string) {

@@ -148,4 +148,4 @@ func (r *Report) memoryPlot() *Report {
 	return p
 }
 
-var memorySweep = Sweep{"flows.mpps", "In memory: million packets per second and core by the number of flows", "flows", "Mpps", 2, 0, true, false}
+var memorySweep = Sweep{"flows.mpps", "In memory: million packets per second and core by the number of flows", "flows", "Mpps", 2, 0, true, false, false}

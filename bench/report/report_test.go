@@ -121,3 +121,29 @@ func TestNumber(t *testing.T) {
 		}
 	}
 }
+
+func TestFill(t *testing.T) {
+	r := sample()
+	r.Add("sluice", "udp64", 0, 0, 123456)
+	text := "before\n<!-- bench:goals -->\nold\n<!-- bench:end -->\nbetween\n<!-- bench:headline -->\n<!-- bench:end -->\nafter\n"
+	got, err := r.Fill(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"before\n<!-- bench:goals -->\n", "≥ 0.95 × bare copy loop", "<!-- bench:end -->\nbetween\n", "| 123,456 |", "<!-- bench:end -->\nafter\n"} {
+		if !strings.Contains(got, want) {
+			t.Errorf("%q is not in\n%s", want, got)
+		}
+	}
+	if strings.Contains(got, "old") {
+		t.Error("what stood there stayed")
+	}
+	if again, err := r.Fill(got); err != nil || again != got {
+		t.Errorf("filled again it is another text, %v", err)
+	}
+	for _, bad := range []string{"<!-- bench:nothing -->\n<!-- bench:end -->", "<!-- bench:goals -->\n", "<!-- bench:goals"} {
+		if _, err := r.Fill(bad); err == nil {
+			t.Errorf("%q was taken", bad)
+		}
+	}
+}

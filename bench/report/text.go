@@ -73,22 +73,7 @@ type Table struct {
 // Tables makes what is shown; base is an earlier report to compare with, or nil.
 func (r *Report) Tables(base *Report) []Table {
 	var out []Table
-	t := Table{Title: "Goals", Cells: [][]string{{"what", "of", "goal", "ratio or difference, paired rounds", "", "value", "reference"}}}
-	for i := range Goals {
-		g := &Goals[i]
-		iv, verdict := g.Met(r)
-		if iv.N == 0 {
-			continue
-		}
-		m := MetricOf(g.Metric)
-		ratio, reference := iv.text(2), number(r.Of(g.Base, g.Metric).Summary().Median, m.Digits)
-		if g.Base == "" {
-			ratio, reference = "", ""
-		}
-		t.Cells = append(t.Cells, []string{m.Title, Title(g.Path), g.text(), ratio, verdict,
-			strings.TrimSpace(r.Of(g.Path, g.Metric).Summary().text(m.Digits) + " " + m.Unit), reference})
-	}
-	if len(t.Cells) > 1 {
+	if t := r.goalTable(); len(t.Cells) > 1 {
 		out = append(out, t)
 	}
 	for _, m := range Metrics {
@@ -142,6 +127,26 @@ func (r *Report) Tables(base *Report) []Table {
 	return out
 }
 
+// goalTable holds the paths against the goals.
+func (r *Report) goalTable() Table {
+	t := Table{Title: "Goals", Cells: [][]string{{"what", "of", "goal", "ratio or difference, paired rounds", "", "value", "reference"}}}
+	for i := range Goals {
+		g := &Goals[i]
+		iv, verdict := g.Met(r)
+		if iv.N == 0 {
+			continue
+		}
+		m := MetricOf(g.Metric)
+		ratio, reference := iv.text(2), number(r.Of(g.Base, g.Metric).Summary().Median, m.Digits)
+		if g.Base == "" {
+			ratio, reference = "", ""
+		}
+		t.Cells = append(t.Cells, []string{m.Title, Title(g.Path), g.text(), ratio, verdict,
+			strings.TrimSpace(r.Of(g.Path, g.Metric).Summary().text(m.Digits) + " " + m.Unit), reference})
+	}
+	return t
+}
+
 func insert(xs []float64, x float64) []float64 {
 	for i, v := range xs {
 		if v == x {
@@ -159,14 +164,15 @@ type Sweep struct {
 	Metric, Title, Axis, Unit string
 	Digits, XDigits           int
 	LogX, LogY                bool
+	Tail                      bool // X is a percentile: what is beyond it is drawn, by powers of ten
 }
 
 // Sweeps are the plots over something that varies.
 var Sweeps = []Sweep{
-	{"rules.cpu", "CPU per forwarded packet by the number of rules before the one that accepts (machine, 64-byte UDP at 20,000/s)", "rules", "µs", 1, 0, true, true},
-	{"flows.pps", "UDP delivered by the number of flows (64 bytes, full blast)", "flows", "packets/s", 0, 0, true, false},
-	{"rr.dist", "TCP, 1 byte there and back: the distribution", "percentile", "µs", 1, 1, false, true},
-	{"ping.dist", "ping: the distribution", "percentile", "µs", 1, 1, false, true},
+	{"rules.cpu", "CPU per forwarded packet by the rules before the one that accepts (64-byte UDP, 20,000/s)", "rules", "µs, machine", 1, 0, true, true, false},
+	{"flows.pps", "UDP delivered by the number of flows (64 bytes, full blast)", "flows", "packets/s", 0, 0, true, false, false},
+	{"rr.dist", "TCP, 1 byte there and back: the distribution", "percentile", "µs", 1, 1, false, true, true},
+	{"ping.dist", "ping: the distribution", "percentile", "µs", 1, 1, false, true, true},
 }
 
 // Text writes the tables for a terminal.

@@ -99,6 +99,7 @@ func BenchmarkTUN(b *testing.B) {
 	})
 	for read() == 0 {
 	}
+	benchmarkURing(b, fd, out)
 	for _, joined := range []int{1, 4, 16, 64} {
 		b.Run(fmt.Sprintf("write/joined=%d", joined), func(b *testing.B) {
 			q := netstack.NewTUNQueue(fd, true)
