@@ -125,6 +125,18 @@ func TestAttach(t *testing.T) {
 				return err != nil
 			})
 		}
+
+		if d.kind.user == "root" { // a pod's namespace: root's, with a name, in the node's user namespace
+			pod := d.NS("pod")
+			a := d.StartCommand(d.tool("attach", "--allow", "198.51.100.1", "--netns", "/run/netns/"+pod.Name))
+			a.Expect("sluice: ready", 2*deadline)
+			if out, err := pod.Run("curl", "-sS", "--max-time", "20", "http://198.51.100.1/"); err != nil || out != "a page" {
+				t.Errorf("in the pod: %v\n%s", err, out)
+			}
+			refused(t, pod, "198.51.100.3:80", syscall.ECONNREFUSED)
+			a.Process.Signal(syscall.SIGTERM)
+			a.Wait(2 * deadline)
+		}
 	})
 }
 
