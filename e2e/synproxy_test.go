@@ -75,11 +75,13 @@ rules = [` + synproxyRules + `]
 	before := r.Status()
 	raw := client.Raw("lan0")
 	const flood = 3000
-	for i := range flood {
-		src := fmt.Sprintf("203.0.%d.%d", i/250, i%250+1)
-		raw.Send(lab.TCP(src, "198.51.100.2", 1024+i, 80, "S", uint32(i), 0))
-	}
+	n := 0
 	l.Eventually(60*time.Second, "the flood to be answered", func() bool {
+		for range 200 { // the device's queue loses some
+			src := fmt.Sprintf("203.%d.%d.%d", n>>16&255, n>>8&255, n&255)
+			raw.Send(lab.TCP(src, "198.51.100.2", 1024+n%60000, 80, "S", uint32(n), 0))
+			n++
+		}
 		return r.Status().Synproxy.SYNReceived >= before.Synproxy.SYNReceived+flood
 	})
 	after := r.Status()
