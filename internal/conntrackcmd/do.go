@@ -28,12 +28,12 @@ func (c *cmdline) match(s *conntrack.Snapshot) bool {
 		c.has(optReplySrc) && !c.replySrc.covers(&r.Src),
 		c.has(optReplyDst) && !c.replyDst.covers(&r.Dst),
 		c.has(optProto) && c.proto != o.Proto,
-		c.has(optStatus) && c.cmd != cmdUpdate && s.Status&c.status != c.status,
+		c.has(optStatus) && c.cmd != cmdUpdate && s.Status&c.statusMask != c.status,
 		c.has(optMark) && c.cmd != cmdUpdate && s.Mark&c.markMask != c.mark,
 		c.has(optID) && c.id != s.ID,
-		c.has(optZone) && c.zone != bothZone(s),
-		c.has(optOrigZone) && (s.ZoneDir != conntrack.ZoneOrig || s.Zone != c.origZone),
-		c.has(optReplyZone) && (s.ZoneDir != conntrack.ZoneReply || s.Zone != c.replyZone),
+		c.has(optZone) && c.zone != zoneOf(s, conntrack.ZoneBoth),
+		c.has(optOrigZone) && c.origZone != zoneOf(s, conntrack.ZoneOrig),
+		c.has(optReplyZone) && c.replyZone != zoneOf(s, conntrack.ZoneReply),
 		!c.matchNAT(s), !c.matchProto(s):
 		return false
 	}
@@ -45,9 +45,9 @@ func (c *cmdline) match(s *conntrack.Snapshot) bool {
 	return true
 }
 
-// bothZone is the zone if it holds for both directions.
-func bothZone(s *conntrack.Snapshot) uint16 {
-	if s.ZoneDir == conntrack.ZoneBoth {
+// zoneOf is the zone if it holds for just that direction, or both; else 0.
+func zoneOf(s *conntrack.Snapshot, dir conntrack.ZoneDir) uint16 {
+	if s.ZoneDir == dir {
 		return s.Zone
 	}
 	return 0
@@ -64,7 +64,7 @@ func (p *prefixArg) covers(a *[16]byte) bool {
 
 func (c *cmdline) matchNAT(s *conntrack.Snapshot) bool {
 	is := func(n *natArg, changed bool, addr *[16]byte, port uint16) bool {
-		return changed && (!n.given || n.addr == *addr && (n.port == 0 || n.port == port))
+		return changed && (!n.given || n.addr == *addr && (!n.hasPort || n.port == port))
 	}
 	src := func(n *natArg) bool { return is(n, snat(s) || spat(s), &s.Reply.Dst, s.Reply.DstPort) }
 	dst := func(n *natArg) bool { return is(n, dnat(s) || dpat(s), &s.Reply.Src, s.Reply.SrcPort) }
@@ -129,20 +129,23 @@ func (r *runner) do(c *cmdline) error {
 		r.closeXML("conntrack")
 		r.summary("flow entries have been shown.")
 	case cmdGet:
-		u := c.tuples()
-		key := u.Orig
-		if c.has(optReplySrc) && !c.has(optSrc) {
-			key = u.Reply
+		if c.has(optReplySrc) || c.has(optReplyDst) { // the question would have an original direction without addresses
+			return kernelError(conntrack.ErrInvalid)
 		}
+		key := c.tuples().Orig
 		s, _, ok := t.Get(&key)
-		if !ok || c.has(optID) && c.id != s.ID {
+		if !ok {
 			return errors.New("such conntrack doesn't exist")
+		}
+		if !c.match(&s) { // asked by its reply, or with other options than it has
+			return r.counted(c, "flow entries have been shown.")
 		}
 		w.use = 2
 		show(&s)
 		r.summary("flow entries have been shown.")
 	case cmdDelete:
 		r.opened = true // a deletion's XML has no frame
+		w.typ = conntrack.EvDestroy
 		t.Delete(func(s *conntrack.Snapshot) bool {
 			if !c.match(s) {
 				return false
@@ -154,11 +157,14 @@ func (r *runner) do(c *cmdline) error {
 	case cmdUpdate:
 		w.use = 2
 		r.opened = true
-		t.Update(c.match, c.change, show)
+		t.Update(func(s *conntrack.Snapshot) bool { return c.match(s) && c.changes(s) }, c.change, show)
 		return r.counted(c, "flow entries have been updated.")
 	case cmdCreate, cmdAdd:
-		s := c.tuples()
-		switch err := t.Create(&s); {
+		s, err := c.newEntry()
+		if err == nil {
+			err = t.Create(&s)
+		}
+		switch {
 		case err == nil:
 			r.shown++
 		case c.cmd == cmdAdd && errors.Is(err, conntrack.ErrExists):
@@ -190,6 +196,29 @@ func (r *runner) do(c *cmdline) error {
 	return nil
 }
 
+// newEntry is what -I and -A are to make, held against what the kernel refuses.
+func (c *cmdline) newEntry() (conntrack.Snapshot, error) {
+	s := c.tuples()
+	zones := 0
+	for _, o := range []int{optZone, optOrigZone, optReplyZone} {
+		if c.has(o) {
+			zones++
+		}
+	}
+	_, known := s.Orig.Invert()
+	switch {
+	case s.Orig.Proto != s.Reply.Proto, zones > 1, !known,
+		s.Orig.Proto == packet.ProtoICMP && s.Orig.Family == packet.IPv6,
+		s.Orig.Proto == packet.ProtoICMPv6 && s.Orig.Family == packet.IPv4:
+		return s, conntrack.ErrInvalid
+	case s.Status&conntrack.Expected != 0:
+		return s, errBusy
+	}
+	return s, nil
+}
+
+var errBusy = errors.New("Device or resource busy")
+
 // kernelError gives the words conntrack has for what the table refused.
 func kernelError(err error) error {
 	if errors.Is(err, conntrack.ErrInvalid) {
@@ -208,36 +237,29 @@ func (r *runner) counted(c *cmdline, what string) error {
 	return nil
 }
 
-// tuples builds the connection that the options describe, reply included.
+// tuples builds the connection that the options describe. Where only one
+// direction has addresses, the other is its inverse, whatever ports it was given;
+// where both have, nothing is filled in.
 func (c *cmdline) tuples() (s conntrack.Snapshot) {
-	o := &s.Orig
-	o.Proto, o.Family = c.proto, c.family
+	o, p := &s.Orig, &s.Reply
 	v := &c.protoVals
-	fromReply := c.has(optReplySrc) && c.has(optReplyDst) && !(c.has(optSrc) && c.has(optDst))
-	o.Src, o.Dst = c.src.addr, c.dst.addr
-	if fromReply {
-		o.Src, o.Dst = c.replyDst.addr, c.replySrc.addr
-	}
+	o.Family, p.Family = c.family, c.family
+	o.Src, o.Dst, p.Src, p.Dst = c.src.addr, c.dst.addr, c.replySrc.addr, c.replyDst.addr
+	o.Proto = c.proto
 	o.SrcPort, o.DstPort = uint16(v[poSport]), uint16(v[poDport])
-	if !c.hasP(poSport) && !c.hasP(poDport) && (c.hasP(poReplySport) || c.hasP(poReplyDport)) {
-		o.SrcPort, o.DstPort = uint16(v[poReplyDport]), uint16(v[poReplySport])
-	}
 	if c.proto == packet.ProtoICMP || c.proto == packet.ProtoICMPv6 {
 		o.SrcPort, o.DstPort = uint16(v[poID]), uint16(v[poType])<<8|uint16(v[poCode])&0xff
 	}
-	s.Reply, _ = o.Invert()
-	p := &s.Reply
-	if c.has(optReplySrc) {
-		p.Src = c.replySrc.addr
+	if c.hasP(poReplySport) || c.hasP(poReplyDport) { // only these give the reply a protocol
+		p.Proto = c.proto
 	}
-	if c.has(optReplyDst) {
-		p.Dst = c.replyDst.addr
-	}
-	if c.hasP(poReplySport) {
-		p.SrcPort = uint16(v[poReplySport])
-	}
-	if c.hasP(poReplyDport) {
-		p.DstPort = uint16(v[poReplyDport])
+	p.SrcPort, p.DstPort = uint16(v[poReplySport]), uint16(v[poReplyDport])
+	orig, reply := c.has(optSrc) || c.has(optDst), c.has(optReplySrc) || c.has(optReplyDst)
+	switch {
+	case !reply:
+		*p, _ = o.Invert()
+	case !orig:
+		*o, _ = p.Invert()
 	}
 	if n := &c.nat[0]; n.given {
 		p.Dst = n.addr
@@ -292,6 +314,17 @@ func (c *cmdline) change(s *conntrack.Snapshot) (ch conntrack.Change) {
 		}
 	}
 	return ch
+}
+
+// changes says whether -U would leave the connection as it is not.
+func (c *cmdline) changes(s *conntrack.Snapshot) bool {
+	ch := c.change(s)
+	labels := s.Labels
+	for i := range labels {
+		labels[i] = labels[i]&^ch.LabelMask[i] | ch.Labels[i]
+	}
+	return ch.SetMark && ch.Mark != s.Mark || ch.SetTime && ch.Timeout != s.Timeout || ch.SetStatus&^s.Status != 0 ||
+		ch.SetState && ch.State != s.TCP.State || ch.SetLabels && labels != s.Labels
 }
 
 // events prints what happens until the caller has enough.

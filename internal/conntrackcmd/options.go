@@ -26,6 +26,16 @@ const (
 	cmdLoad
 )
 
+// name is the command's long option.
+func (c command) name() string {
+	for _, l := range longs {
+		if k, ok := commandOf(l.key); ok && k == c {
+			return l.name
+		}
+	}
+	return ""
+}
+
 // optSrc… number the options in the order in which they are checked.
 const (
 	optSrc = iota
@@ -189,7 +199,9 @@ func (g *getopt) next() (key int, val string, attached bool, err error) {
 		val, g.rest = g.rest, ""
 		return int(c), val, true, nil
 	case a == argMust:
-		if val, ok = g.take(); !ok {
+		if val, ok = g.take(); !ok && c == 'R' {
+			return 0, "", false, usagef("unknown option `%s'", word)
+		} else if !ok {
 			return 0, "", false, usagef("option `%s' requires an argument", word)
 		}
 	}
@@ -243,7 +255,9 @@ func (g *getopt) long(w string) (int, string, bool, error) {
 		return 0, "", false, usagef("unknown option `%s'", w)
 	case hit.arg == argMust && !attached:
 		var ok bool
-		if val, ok = g.take(); !ok {
+		if val, ok = g.take(); !ok && hit.key == 'R' {
+			return 0, "", false, usagef("unknown option `%s'", w)
+		} else if !ok {
 			return 0, "", false, usagef("option `%s' requires an argument", w)
 		}
 	}
@@ -252,6 +266,20 @@ func (g *getopt) long(w string) (int, string, bool, error) {
 
 // strtoul reads as much of a number as there is, as strtoul(3) with base 0.
 func strtoul(s string) uint64 { n, _ := number(s); return n }
+
+// atoi reads as much of a decimal number as there is.
+func atoi(s string) (n int64) {
+	s = strings.TrimLeft(s, " \t")
+	i := 0
+	if strings.HasPrefix(s, "-") || strings.HasPrefix(s, "+") {
+		i = 1
+	}
+	for i < len(s) && s[i] >= '0' && s[i] <= '9' {
+		i++
+	}
+	n, _ = strconv.ParseInt(s[:i], 10, 64)
+	return n
+}
 
 func number(s string) (uint64, string) {
 	s = strings.TrimLeft(s, " \t")

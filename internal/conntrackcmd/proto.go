@@ -27,7 +27,7 @@ const (
 	numProtoOpts
 )
 
-var protoOptNames = [numProtoOpts]string{"orig-port-src", "orig-port-dst", "reply-port-src", "reply-port-dst", "mask-port-src",
+var protoOptNames = [numProtoOpts]string{"sport", "dport", "reply-port-src", "reply-port-dst", "mask-port-src",
 	"mask-port-dst", "tuple-port-src", "tuple-port-dst", "state", "orig-vtag", "reply-vtag", "icmp-type", "icmp-code", "icmp-id", "role"}
 
 func protoLongs(proto uint8) (out []long) {
@@ -97,7 +97,6 @@ var dccpStates = []string{"NONE", "REQUEST", "RESPOND", "PARTOPEN", "OPEN", "CLO
 // protoOption takes one protocol option.
 func (c *cmdline) protoOption(po int, val string) error {
 	c.protoGiven |= 1 << po
-	n := strtoul(val)
 	switch po {
 	case poState:
 		switch c.proto {
@@ -134,7 +133,16 @@ func (c *cmdline) protoOption(po int, val string) error {
 			return usagef("Unknown DCCP role `%s'", val)
 		}
 	default:
-		c.protoVals[po] = uint32(n)
+		v := uint32(atoi(val))
+		switch {
+		case c.proto == packet.ProtoGRE:
+			v = uint32(strtoul(val)) & 0xffff
+		case po == poType || po == poCode:
+			v &= 0xff
+		case po != poOrigTag && po != poReplyTag:
+			v &= 0xffff
+		}
+		c.protoVals[po] = v
 	}
 	return nil
 }
@@ -156,7 +164,7 @@ func (c *cmdline) checkProto() error {
 	}
 	ports, what := false, "`--sport' and `--dport'"
 	switch c.proto {
-	case packet.ProtoTCP, packet.ProtoUDP, packet.ProtoUDPLite, packet.ProtoSCTP:
+	case packet.ProtoTCP, packet.ProtoUDP, packet.ProtoUDPLite, packet.ProtoSCTP, packet.ProtoDCCP:
 		ports = true
 	case packet.ProtoGRE:
 		ports, what = true, "`--srckey' and `--dstkey'"
@@ -166,13 +174,18 @@ func (c *cmdline) checkProto() error {
 		case !ports:
 			return nil
 		case c.cmd == cmdCreate:
-			return need(poMaskSport, poMaskDport, poTupleSport, poTupleDport)
+			return need(poSport, poDport, poMaskSport, poMaskDport, poTupleSport, poTupleDport)
 		case c.cmd == cmdDelete || c.cmd == cmdGet:
 			return need(poSport, poDport, poReplySport, poReplyDport)
 		}
 		return nil
 	}
 	create := c.cmd == cmdCreate || c.cmd == cmdAdd
+	for _, po := range []int{poMaskSport, poMaskDport, poTupleSport, poTupleDport, poOrigTag, poReplyTag, poRole} {
+		if has(po) && (po <= poTupleDport || !create) {
+			return usagef("Illegal option `--%s' with this command", protoOptNames[po])
+		}
+	}
 	if !create && c.cmd != cmdGet {
 		return nil
 	}
@@ -181,6 +194,10 @@ func (c *cmdline) checkProto() error {
 	case packet.ProtoTCP:
 		if create {
 			err = need(poState)
+		}
+	case packet.ProtoDCCP:
+		if create {
+			err = need(poState, poRole)
 		}
 	case packet.ProtoSCTP:
 		if create {

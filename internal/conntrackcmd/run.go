@@ -38,9 +38,9 @@ type prefixArg struct {
 
 // natArg is the argument of -n, -g and -j.
 type natArg struct {
-	given bool
-	addr  [16]byte
-	port  uint16
+	given, hasPort bool
+	addr           [16]byte
+	port           uint16
 }
 
 // cmdline is one command, parsed.
@@ -56,7 +56,7 @@ type cmdline struct {
 	proto                        uint8
 	timeout                      uint32
 	status                       conntrack.Status
-	unset                        bool
+	statusMask                   conntrack.Status
 	mark, markMask               uint32
 	id                           uint32
 	zone, origZone, replyZone    uint16
@@ -110,9 +110,18 @@ func (r *runner) finish(err error) int {
 		fmt.Fprintf(r.err, "%s: %s\nTry `conntrack -h' or 'conntrack --help' for more information.\n", banner, usage.text)
 		return 2
 	}
-	fmt.Fprintf(r.err, "%s: Operation failed: %s\n", banner, err)
+	what := "Operation failed: "
+	if _, ok := err.(plainError); ok {
+		what = ""
+	}
+	fmt.Fprintf(r.err, "%s: %s%s\n", banner, what, err)
 	return 1
 }
+
+// plainError is a failure that is told as it is.
+type plainError string
+
+func (e plainError) Error() string { return string(e) }
 
 type exitStatus int
 
@@ -137,7 +146,7 @@ func (r *runner) run(argv []string) error {
 		rule = expectRules[c.cmd]
 	}
 	if rule == "" {
-		return usagef("Invalid commands combination")
+		return usagef("Can't do --%s on expectations", c.cmd.name())
 	}
 	if err := check(rule, c.given); err != nil {
 		return err
@@ -151,12 +160,18 @@ func (r *runner) run(argv []string) error {
 	if c.has(optMaskDst) && !c.has(optDst) && c.table != tableExpect {
 		return usagef("Can't use --mask-dst without --dst")
 	}
-	const filters = 1<<optSrc | 1<<optDst | 1<<optReplySrc | 1<<optReplyDst | 1<<optProto | 1<<optStatus | 1<<optMark
+	const filters = 1<<optSrc | 1<<optDst | 1<<optReplySrc | 1<<optReplyDst | 1<<optProto | 1<<optStatus | 1<<optMark | 1<<optZone
 	if c.has(optZero) && c.given&filters != 0 {
 		return usagef("Can't use -z with filtering parameters")
 	}
-	if c.cmd == cmdList && c.unset && c.status == 0 {
+	if c.cmd == cmdList && c.has(optStatus) && c.statusMask == 0 {
 		return errors.New("invalid parameters")
+	}
+	if c.format&fmtSave != 0 && c.format != fmtSave {
+		return plainError("cannot combine save output with any other output type, use -o save only")
+	}
+	if c.has(optAnyNAT) && (c.has(optSrcNAT) || c.has(optDstNAT)) {
+		return usagef("cannot specify `--src-nat' or `--dst-nat' with `--any-nat'")
 	}
 	if c.format&fmtLabels != 0 {
 		r.loadLabels()
@@ -191,12 +206,12 @@ func (r *runner) parse(argv []string) (*cmdline, error) {
 				c.file = val
 				continue
 			}
-			if cmd == cmdVersion || cmd == cmdHelp {
+			if cmd == cmdHelp {
 				continue
 			}
 			if name, ok := g.optional(attached); ok {
 				i := 0
-				for ; i < len(tableNames) && tableNames[i] != name; i++ {
+				for ; i < len(tableNames) && !strings.HasPrefix(tableNames[i], name); i++ {
 				}
 				if i == len(tableNames) {
 					return c, usagef("unknown type `%s'", name)
@@ -231,14 +246,22 @@ func (r *runner) option(c *cmdline, g *getopt, key int, val string, attached boo
 		return c.address(&c.dst, val, &c.maskDst, optMaskDst)
 	case 'r':
 		set(optReplySrc)
-		return c.address(&c.replySrc, val, nil, 0)
+		return c.whole(&c.replySrc, "reply-src", val)
 	case 'q':
 		set(optReplyDst)
-		return c.address(&c.replyDst, val, nil, 0)
-	case keyTupleSrc, keyTupleDst, keyMaskSrc, keyMaskDst:
+		return c.whole(&c.replyDst, "reply-dst", val)
+	case keyTupleSrc, keyTupleDst:
 		i := key - keyTupleSrc
 		set(optTupleSrc + i)
-		*[]*[16]byte{&c.tupleSrc, &c.tupleDst, &c.maskSrc, &c.maskDst}[i], err = c.plain(val)
+		var p prefixArg
+		err = c.address(&p, val, []*[16]byte{&c.maskSrc, &c.maskDst}[i], optMaskSrc+i)
+		*[]*[16]byte{&c.tupleSrc, &c.tupleDst}[i] = p.addr
+	case keyMaskSrc, keyMaskDst:
+		i := key - keyMaskSrc
+		set(optMaskSrc + i)
+		var p prefixArg
+		err = c.whole(&p, optNames[optMaskSrc+i], val)
+		*[]*[16]byte{&c.maskSrc, &c.maskDst}[i] = p.addr
 	case 'p':
 		n, ok := findProto(val)
 		if !ok {
@@ -253,10 +276,19 @@ func (r *runner) option(c *cmdline, g *getopt, key int, val string, attached boo
 	case 'u':
 		set(optStatus)
 		return list(val, func(w string) bool {
+			if w == "UNREPLIED" { // in capitals only, unlike the others
+				c.statusMask |= conntrack.SeenReply
+				return true
+			}
+			switch w = strings.ToUpper(w); w {
+			case "SRC_NAT", "DST_NAT":
+				fmt.Fprintf(r.err, "WARNING: ignoring %s, use --%s-nat instead\n", w, strings.ToLower(w[:3]))
+				return true
+			}
 			for _, s := range statusNames {
-				if strings.EqualFold(s.name, w) {
+				if s.name == w {
 					c.status |= s.bit
-					c.unset = c.unset || s.bit == 0
+					c.statusMask |= s.bit
 					return true
 				}
 			}
@@ -308,7 +340,7 @@ func (r *runner) option(c *cmdline, g *getopt, key int, val string, attached boo
 		i := strings.IndexByte("ngj", byte(key))
 		set([]int{optSrcNAT, optDstNAT, optAnyNAT}[i])
 		if v, ok := g.optional(attached); ok {
-			return c.natAddress(&c.nat[i], v)
+			return c.natAddress(&c.nat[i], []string{"src-nat", "dst-nat", "any-nat"}[i], v)
 		}
 	case 'o':
 		set(optOutput)
@@ -341,16 +373,20 @@ func (r *runner) option(c *cmdline, g *getopt, key int, val string, attached boo
 		if v, ok := g.optional(attached); ok {
 			return r.labelList(v, &c.labelDel)
 		}
+		r.loadLabels()
 		c.delAll = true
 	}
 	return err
 }
 
-// list hands the words of a comma-separated list to f; false is a bad word.
+// list hands the words of a comma-separated list to f; false is a bad word. The
+// error has all that is left of the list.
 func list(val string, f func(string) bool) error {
-	for _, w := range strings.Split(val, ",") {
-		if !f(w) {
-			return usagef("Bad parameter `%s'", w)
+	for more := true; more; {
+		rest := val
+		var w string
+		if w, val, more = strings.Cut(rest, ","); w == "" || !f(w) {
+			return usagef("Bad parameter `%s'", rest)
 		}
 	}
 	return nil
@@ -392,6 +428,9 @@ func (c *cmdline) setFamily(f uint8) error {
 
 func (c *cmdline) plain(s string) ([16]byte, error) {
 	a, err := netip.ParseAddr(s)
+	if v4, ok := inetAton(s); ok {
+		a, err = netip.AddrFrom4(v4), nil
+	}
 	if err != nil || a.Zone() != "" {
 		return [16]byte{}, usagef("Invalid IP address `%s'", s)
 	}
@@ -415,7 +454,7 @@ func (c *cmdline) address(p *prefixArg, s string, mask *[16]byte, o int) (err er
 	n := size
 	if cidr {
 		v, rest := number(bits)
-		if bits == "" || rest != "" || v > uint64(size) {
+		if rest != "" || v > uint64(size) {
 			return usagef("Invalid netmask")
 		}
 		n = int(v)
@@ -423,23 +462,73 @@ func (c *cmdline) address(p *prefixArg, s string, mask *[16]byte, o int) (err er
 	for i := range n {
 		p.mask[i/8] |= 0x80 >> (i % 8)
 	}
-	if cidr && mask != nil {
+	if n < size {
 		*mask = p.mask
 		c.given |= 1 << o
 	}
 	return nil
 }
 
+// whole reads an address that can have no mask.
+func (c *cmdline) whole(p *prefixArg, name, s string) (err error) {
+	if strings.Contains(s, "/") {
+		return usagef("CIDR notation unavailable for `--%s'", name)
+	}
+	for i := range p.mask {
+		p.mask[i] = 0xff
+	}
+	p.addr, err = c.plain(s)
+	return err
+}
+
+// inetAton reads an IPv4 address as inet_aton(3) does: up to four numbers of any
+// base, of which the last fills what is left.
+func inetAton(s string) (a [4]byte, ok bool) {
+	parts := strings.Split(s, ".")
+	for i, p := range parts {
+		n, rest := number(p)
+		limit := uint64(255)
+		if i == len(parts)-1 {
+			limit = 1<<(8*(4-min(i, 4))) - 1
+		}
+		if i > 3 || p == "" || p[0] < '0' || p[0] > '9' || rest != "" || n > limit {
+			return a, false
+		}
+		if i < len(parts)-1 {
+			a[i] = byte(n)
+			continue
+		}
+		for j := 3; j >= i; j-- {
+			a[j] = byte(n)
+			n >>= 8
+		}
+	}
+	return a, true
+}
+
 // natAddress reads ADDR[:PORT] or [ADDR6]:PORT.
-func (c *cmdline) natAddress(n *natArg, s string) (err error) {
-	host := s
-	if ap, e := netip.ParseAddrPort(s); e == nil {
-		host, n.port = ap.Addr().String(), ap.Port()
-	} else if h, port, ok := strings.Cut(s, ":"); ok && strings.Count(s, ":") == 1 {
-		host, n.port = h, uint16(strtoul(port))
+func (c *cmdline) natAddress(n *natArg, name, s string) (err error) {
+	if strings.Contains(s, "/") {
+		return usagef("CIDR notation unavailable for `--%s'", name)
+	}
+	host, port, hasPort := s, "", false
+	if in, ok := strings.CutPrefix(s, "["); ok && strings.Contains(in, "]:") {
+		host, port, hasPort = strings.Cut(in, "]:")
+	} else if strings.Count(s, ":") == 1 {
+		host, port, hasPort = strings.Cut(s, ":")
+	}
+	if hasPort {
+		v, rest := number(port)
+		switch {
+		case port == "":
+			return usagef("No port specified after `:'")
+		case rest != "" || v > 65535:
+			return usagef("Invalid port `%s'", port)
+		}
+		n.hasPort, n.port = true, uint16(v)
 	}
 	n.given = true
-	n.addr, err = c.plain(strings.Trim(host, "[]"))
+	n.addr, err = c.plain(host)
 	return err
 }
 

@@ -243,11 +243,11 @@ func xml(s *conntrack.Snapshot, f format, w *what) string {
 		fmt.Fprintf(&b, "<use>%d</use>", w.use)
 	}
 	fmt.Fprintf(&b, "<id>%d</id>", s.ID)
-	if s.Status&conntrack.SeenReply == 0 {
-		b.WriteString("<unreplied/>")
-	}
 	if s.Status&conntrack.Assured != 0 {
 		b.WriteString("<assured/>")
+	}
+	if s.Status&conntrack.SeenReply == 0 {
+		b.WriteString("<unreplied/>")
 	}
 	if d, ok := w.delta(s); ok {
 		if f&fmtKTimestamp != 0 {
