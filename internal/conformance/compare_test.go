@@ -10,7 +10,9 @@ import (
 	"slices"
 	"sort"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"sluice/packet"
 	"sluice/packet/packettest"
@@ -47,9 +49,10 @@ func TestScenarios(t *testing.T) {
 					continue
 				}
 				run := func() (*scenario, *compare) {
-					got := *s
-					c := &compare{s: &got}
+					got, w := *s, newWatch()
+					c := &compare{s: &got, before: w.look}
 					for _, v := range variants(offload) {
+						v.clock = w.now.Load
 						c.add(newOurSide(t, s, v))
 					}
 					c.k = newKernelSide(t, s, c.ours[0].side.(*ourSide).r, offload)
@@ -81,8 +84,19 @@ type compare struct {
 	k    side
 	ours []*contender
 
-	before func() // if set, called before each step
+	before func() // if set, called before each step and before connections are looked at
 }
+
+// watch is a clock that stands still between looks at it: all of ours have the
+// time at which the kernel came to a step, however busy the machine is.
+type watch struct {
+	start time.Time
+	now   atomic.Int64
+}
+
+func newWatch() *watch { return &watch{start: time.Now()} }
+
+func (w *watch) look() { w.now.Store(int64(time.Since(w.start))) }
 
 // contender is one of ours, with what has become of it so far.
 type contender struct {
@@ -121,6 +135,12 @@ func (c *compare) diffs() (out []string) {
 	return out
 }
 
+func (c *compare) tick() {
+	if c.before != nil {
+		c.before()
+	}
+}
+
 // run fills in the scenario's results with what the kernel did.
 func (c *compare) run() {
 	var kouts [][]sent
@@ -129,9 +149,7 @@ func (c *compare) run() {
 		cp := *st
 		cp.out = nil
 		steps = append(steps, &cp)
-		if c.before != nil {
-			c.before()
-		}
+		c.tick()
 		kt, ok := expand(cp.text, kouts)
 		var ko []sent
 		var kf []sending
@@ -598,15 +616,16 @@ func (c *compare) dumps() {
 			}
 		}
 	}
+	c.tick()
 	quick, exact := c.k.flows(true), ""
 	for i, x := range c.ours {
-		list := x.flows(false)
-		d := x.connections(quick, list)
+		d := x.connections(quick, x.flows(false))
 		if len(d) > 0 || i == 0 && c.s.name != "" {
 			if exact == "" {
+				c.tick()
 				exact = c.k.flows(false)
 			}
-			d = x.connections(exact, list)
+			d = x.connections(exact, x.flows(false))
 		}
 		x.diffs = append(x.diffs, d...)
 	}
@@ -614,6 +633,7 @@ func (c *compare) dumps() {
 		if !c.s.uses(f) {
 			continue
 		}
+		c.tick()
 		k := c.k.details(fam)
 		for _, x := range c.ours {
 			o := strings.Split(x.kernelsPorts(strings.Join(x.details(fam), "\n")), "\n")

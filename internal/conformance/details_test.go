@@ -27,6 +27,18 @@ type detail struct {
 	adjusted     [2]string // sequence numbers: from where, by how much before and after
 }
 
+// adjustment tells how sequence numbers change. SYNPROXY moves all from the
+// first on, by what its cookie, which is drawn, makes it.
+func adjustment(from uint32, before, after int32) string {
+	switch {
+	case before == 0 && after == 0:
+		return ""
+	case from == 0 && before == after:
+		return "moved"
+	}
+	return fmt.Sprint(from, before, after)
+}
+
 func (d *detail) String() string {
 	return fmt.Sprintf("proto=%d src=%s dst=%s port=%d port=%d zone=%d status=%#x helper=%s labels=%s adjusted=%s", d.proto, d.src, d.dst, d.sport, d.dport,
 		d.zone, d.status, d.helper, strings.Trim(fmt.Sprintf("%x", d.labels), "0"), d.adjusted)
@@ -116,7 +128,7 @@ func kernelDetail(t testing.TB, b []byte) *detail {
 		case ctaSeqOrig, ctaSeqReply:
 			var n [4]uint32
 			each(v, func(typ uint16, v []byte) { n[typ] = be.Uint32(v) })
-			d.adjusted[typ-ctaSeqOrig] = fmt.Sprint(n[1], int32(n[2]), int32(n[3]))
+			d.adjusted[typ-ctaSeqOrig] = adjustment(n[1], int32(n[2]), int32(n[3]))
 		}
 	})
 	return d
@@ -133,9 +145,7 @@ func (x *ourSide) details(family uint8) []string {
 			d.labels = s.Labels[:]
 		}
 		for i, a := range s.SeqAdj {
-			if a != (conntrack.SeqAdj{}) {
-				d.adjusted[i] = fmt.Sprint(a.Pos, a.Before, a.After)
-			}
+			d.adjusted[i] = adjustment(a.Pos, a.Before, a.After)
 		}
 		if d.src.Is4() == (family == packet.IPv4) {
 			out = append(out, d.String())

@@ -28,12 +28,14 @@ type generator struct {
 	tees     bool   // packets are copied: then none comes in fragments, see docs/differences.md
 	tcpCut   int    // where TCP is cut into fragments now and then
 
+	bound map[int]bool // ports of the router's own sockets
+
 	hosts []string // addresses and ports that the rules speak of, if any
 	ports []int
 }
 
 func newGenerator(seed uint64) *generator {
-	return &generator{Rand: rand.New(rand.NewPCG(seed, 0x5141ce)), withSets: seed%4 == 3}
+	return &generator{bound: map[int]bool{}, Rand: rand.New(rand.NewPCG(seed, 0x5141ce)), withSets: seed%4 == 3}
 }
 
 func pickOne[T any](g *generator, of ...T) T { return of[g.IntN(len(of))] }

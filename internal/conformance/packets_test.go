@@ -3,6 +3,7 @@ package conformance
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -25,23 +26,34 @@ var networks = [][]string{
 	},
 }
 
+// patience are timeouts that end no connection while a case lasts, on a busy
+// machine, either. No two of a protocol are alike.
+var patience = []string{
+	"sysctl net.netfilter.nf_conntrack_tcp_timeout_close=45", "sysctl net.netfilter.nf_conntrack_sctp_timeout_closed=40",
+	"sysctl net.netfilter.nf_conntrack_sctp_timeout_cookie_wait=50", "sysctl net.netfilter.nf_conntrack_sctp_timeout_cookie_echoed=60",
+	"sysctl net.netfilter.nf_conntrack_sctp_timeout_shutdown_sent=70", "sysctl net.netfilter.nf_conntrack_sctp_timeout_shutdown_recd=80",
+	"sysctl net.netfilter.nf_conntrack_sctp_timeout_shutdown_ack_sent=90",
+}
+
 // bench is the kernel and all of ours in one network, for any number of scenarios.
 type bench struct {
 	k       *kernelSide
 	ours    []*ourSide
+	watch   *watch
 	refused *atomic.Int64 // counts the scenarios whose rules nobody takes; may be nil
 }
 
 // newBench makes one; the test's goroutine stays in the kernel's namespace.
 func newBench(t testing.TB, net []string, offload bool) *bench {
 	t.Helper()
-	net = append([]string{"sysctl net.ipv4.conf.all.send_redirects=0"}, net...) // they come at a rate
+	net = slices.Concat([]string{"sysctl net.ipv4.conf.all.send_redirects=0"}, patience, net) // redirects come at a rate
 	for i := range 3 {
 		net = append(net, fmt.Sprintf("sysctl net.ipv4.conf.tun%d.send_redirects=0", i))
 	}
 	s := &scenario{net: net}
-	b := &bench{}
+	b := &bench{watch: newWatch()}
 	for _, v := range variants(offload) {
+		v.clock = b.watch.now.Load
 		b.ours = append(b.ours, newOurSide(t, s, v))
 	}
 	b.k = newKernelSide(t, s, b.ours[0].r, offload)
@@ -51,7 +63,7 @@ func newBench(t testing.TB, net []string, offload bool) *bench {
 // try takes all sides through s and tells how they differ.
 func (b *bench) try(s *scenario) []string {
 	got := *s
-	c := compare{s: &got, k: b.k}
+	c := compare{s: &got, k: b.k, before: b.watch.look}
 	why := b.k.load(s)
 	for _, o := range b.ours {
 		ours := o.load(s)
@@ -72,37 +84,39 @@ func (b *bench) try(s *scenario) []string {
 
 // TestPackets is random scenarios. Each failing one is told with its seed, cut
 // down to what it takes to fail. The seed says which network it is in, and
-// whether devices offload.
+// whether devices offload: in the long form there is a case of each.
 func TestPackets(t *testing.T) {
 	layer(t, "packets")
 	needRoot(t)
 	probe(t)
 	var wg sync.WaitGroup
-	var chances, refused atomic.Int64
+	var tried, chances, refused atomic.Int64
 	defer func() {
 		wg.Wait()
 		t.Logf("by chance: %d; rules that both refuse: %d", chances.Load(), refused.Load())
-		if n := chances.Load(); n > 2+int64(*cases)/500 {
-			t.Errorf("%d of %d cases differed once and not again: too many for chance", n, *cases)
+		all := tried.Load()
+		if n := chances.Load(); n > 2+all/500 {
+			t.Errorf("%d of %d cases differed once and not again: too many for chance", n, all)
 		}
-		if n := refused.Load(); n > 2+int64(*cases)/50 {
-			t.Errorf("%d of %d cases have rules that both sides refuse: they try nothing", n, *cases)
+		if n := refused.Load(); n > 2+all/50 {
+			t.Errorf("%d of %d cases have rules that both sides refuse: they try nothing", n, all)
 		}
 	}()
-	for at := range places * shards {
-		next := *seed + uint64(at)
-		if next >= *seed+uint64(*cases) {
-			break
+	end := *seed + uint64(*cases)
+	run := func(next, step uint64, offload bool) {
+		if next >= end {
+			return
 		}
 		wg.Add(1)
 		go func() { // on a thread of its own, which stays in the kernel's namespace
 			defer wg.Done()
-			net, offload := place(next)
+			net, _ := place(next)
 			b := newBench(t, net, offload)
 			b.refused = &refused
-			for failed := 0; next < *seed+uint64(*cases) && failed < *failures; next += places * shards {
+			for failed := 0; next < end && failed < *failures; next += step {
 				s := newGenerator(next).scenario(net)
 				start := time.Now()
+				tried.Add(1)
 				diffs := b.try(s)
 				if took := time.Since(start); len(diffs) > 0 {
 					// Both sides draw numbers: what is left to chance does not come
@@ -123,9 +137,18 @@ func TestPackets(t *testing.T) {
 				if !*brief {
 					s, diffs = b.shrink(s, diffs)
 				}
-				t.Errorf("make conformance LAYER=packets CASES=1 SEED=%d\n%s\n%s", next, s.format(false), strings.Join(diffs, "\n"))
+				t.Errorf("make conformance LAYER=packets CASES=1 SEED=%d (offload %v)\n%s\n%s", next, offload, s.format(false), strings.Join(diffs, "\n"))
 			}
 		}()
+	}
+	for at := range places * shards {
+		if next := *seed + at; *long {
+			step := places * shards / 2
+			run(*seed+at%step, step, at >= step)
+		} else {
+			_, offload := place(next)
+			run(next, places*shards, offload)
+		}
 	}
 }
 

@@ -204,13 +204,17 @@ func TestRulesetPackets(t *testing.T) {
 	sets := rulesets(t, 40, *seed)
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	const workers = 4
+	const workers = 4 // half of them with offload
 	for shard := range workers {
 		wg.Add(1)
 		go func() {
 			defer wg.Done()
 			b := newBench(t, rulesetNetwork, shard%2 == 1)
-			for i := shard; i < len(sets); i += workers {
+			first, step := shard, workers
+			if *long { // each with and without
+				first, step = shard/2, workers/2
+			}
+			for i := first; i < len(sets); i += step {
 				rs := &sets[i]
 				s := &scenario{net: rulesetNetwork, only: rs.fam}
 				s.rules[rs.fam>>1&1] = rs.runnable()

@@ -13,6 +13,10 @@ import (
 // send has one of the router's own sockets speak.
 func (g *generator) send() {
 	port := 20000 + g.IntN(20000)
+	for g.bound[port] { // no socket of ours shares a port with one that is open
+		port++
+	}
+	g.bound[port] = true
 	f := &genFlow{dev: "tun0", proto: "udp", src: pickOne(g, g.f("10.1.0.1", "fd01::1"), g.f("10.2.0.1", "fd02::1")), sport: port, dport: pickOne(g, 53, 80, 9)}
 	f.dst = pickOne(g, g.f("9.9.9.9", "2001:db8::9"), g.f("10.1.0.2", "fd01::2"), g.f("10.2.0.1", "fd02::1"), g.f("10.51.0.1", "fd40::1"))
 	f.sent = append(f.sent, g.add("send "+f.forward()+pickOne(g, " len=5", " len=1000")))
