@@ -33,34 +33,30 @@ func (r *Router) putSets(cfg *Config) (undo, finish func(), err error) {
 			}
 		}
 	}
-	fresh := map[string]*ipset.Set{}
-	for i := range cfg.Sets {
-		c := &cfg.Sets[i]
-		if old := r.cfg.set(c.Name); old != nil && sameSet(old, c) && r.sets.Get(c.Name) != nil {
-			continue
-		}
-		d := c.Definition()
-		set, err := d.Make(r.sets)
-		if err != nil {
-			undo()
-			return nil, nil, fmt.Errorf("%s: set %s: %w", c.Pos, c.Name, err)
-		}
-		was, err := r.sets.Put(c.Name, set)
-		if err != nil {
-			undo()
-			return nil, nil, fmt.Errorf("%s: set %s: %w", c.Pos, c.Name, err)
-		}
-		done = append(done, change{c.Name, was})
-		fresh[c.Name] = set
-	}
-	for i := range cfg.Sets { // lists name others
-		c := &cfg.Sets[i]
-		if set := fresh[c.Name]; set != nil {
+	// A set is filled before packets see it. Lists come last: they name others.
+	for _, lists := range []bool{false, true} {
+		for i := range cfg.Sets {
+			c := &cfg.Sets[i]
+			old := r.cfg.set(c.Name)
+			if (c.Type == "list:set") != lists || old != nil && sameSet(old, c) && r.sets.Get(c.Name) != nil {
+				continue
+			}
 			d := c.Definition()
-			if err := d.Fill(set); err != nil {
+			var was *ipset.Set
+			set, err := d.Make(r.sets)
+			if err == nil {
+				if err = d.Fill(set); err == nil {
+					was, err = r.sets.Put(c.Name, set)
+				}
+				if err != nil {
+					set.Discard()
+				}
+			}
+			if err != nil {
 				undo()
 				return nil, nil, fmt.Errorf("%s: set %s: %w", c.Pos, c.Name, err)
 			}
+			done = append(done, change{c.Name, was})
 		}
 	}
 	finish = func() {

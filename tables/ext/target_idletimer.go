@@ -16,12 +16,12 @@ import (
 type idleTimer struct {
 	label string
 	alarm bool
-	until atomic.Int64 // on the packets' clock, ns; 0: no packet yet
+	until atomic.Int64 // on the packets' clock, ns
 }
 
 var idleTimers shared[idleTimer]
 
-// IdleTimer is an IDLETIMER's state: Seconds until it runs out, 0 once it has.
+// IdleTimer is an IDLETIMER's state: whole Seconds until it runs out, 0 once it has.
 type IdleTimer struct {
 	Label   string `json:"label"`
 	Seconds int64  `json:"seconds"`
@@ -33,7 +33,7 @@ type IdleTimer struct {
 func IdleTimers(ct *conntrack.Table, now int64) (out []IdleTimer) {
 	idleTimers.each(ct, func(t *idleTimer) {
 		left := max(t.until.Load()-now, 0)
-		out = append(out, IdleTimer{t.label, (left + 1e9 - 1) / 1e9, t.alarm})
+		out = append(out, IdleTimer{t.label, left / 1e9, t.alarm})
 	})
 	sort.Slice(out, func(i, j int) bool { return out[i].Label < out[j].Label })
 	return out
@@ -42,7 +42,7 @@ func IdleTimers(ct *conntrack.Table, now int64) (out []IdleTimer) {
 var targetIDLETIMER = &tables.Target{
 	Name:     "IDLETIMER",
 	Families: tables.V4V6,
-	Doc:      "Starts a timer anew with each packet; `sluice status` shows how long it runs yet. Rules with the same label share one.",
+	Doc:      "Starts a timer, and starts it anew with each packet; `sluice status` shows how long it runs yet. Rules with the same label share one.",
 	Options: []tables.Option{
 		{Name: "timeout", Type: tables.U32, Required: true, Arg: "seconds", Doc: "how long it runs without packets"},
 		{Name: "label", Type: tables.String{Trim: 27}, Required: true, Arg: "name", Doc: "the timer's name"},
@@ -86,6 +86,9 @@ var targetIDLETIMER = &tables.Target{
 			return nil, err
 		}
 		length := int64(a.Num("timeout")) * 1e9
+		if env.CT != nil { // Linux starts it with the rule, each rule anew
+			h.state.until.Store(env.CT.Now() + length)
+		}
 		return func(_ *tables.Context, p *packet.Packet) tables.Result {
 			// A whole second is as fine as it is read: no store for each packet.
 			if until := p.Now + length; until-h.state.until.Load() > 1e8 {

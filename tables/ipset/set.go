@@ -340,7 +340,7 @@ func (s *Set) Flush() {
 	s.flushLocked()
 }
 
-// Discard is for a set that Put has replaced: a list lets go of its sets.
+// Discard is for a set that Put has replaced, or that got no name: a list lets go of its sets.
 func (s *Set) Discard() {
 	if s.list != nil {
 		s.Flush()
