@@ -359,6 +359,9 @@ func (r *runner) command(o *options, args []string) error {
 		fmt.Fprintf(r.out, "%s, protocol version: 7\n", banner)
 		return nil
 	case cmdQuit:
+		if !r.restoring && !r.interactive { // nothing to leave
+			return nil
+		}
 		return io.EOF
 	case cmdCreate:
 		return r.create(o, arg[0], arg[1], args)

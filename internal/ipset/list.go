@@ -291,7 +291,7 @@ func (r *runner) list(o *options, c cmd, one bool, name string) error {
 		switch {
 		case o.names && m == modeXML:
 			fmt.Fprintf(r.out, "<ipset name=\"%s\"/>\n", ref.Name())
-		case o.names:
+		case o.names && m != modeSave:
 			fmt.Fprintln(r.out, ref.Name())
 		case m == modeSave:
 			r.save(o, ref, set)
