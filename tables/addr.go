@@ -3,6 +3,7 @@ package tables
 import (
 	"math/bits"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -90,7 +91,7 @@ func (ps *Parser) addrs(out []Addr, text string, given bool) ([]Addr, error) {
 	if ps.Family == packet.IPv6 {
 		width = 128
 	}
-	seen := map[Addr]bool{} // of more than one
+	list := strings.Contains(text, ",")
 	for more := true; more; {
 		var s string
 		s, text, more = strings.Cut(text, ",")
@@ -126,11 +127,7 @@ func (ps *Parser) addrs(out []Addr, text string, given bool) ([]Addr, error) {
 				a[i] &= m[i]
 			}
 			n := Addr{Addr: a, Mask: m}
-			if !more && len(found) == 1 && len(seen) == 0 {
-				return append(out, n), nil
-			}
-			if !seen[n] {
-				seen[n] = true
+			if list || !slices.Contains(out, n) { // a list may say things twice, a name's addresses under a mask do not
 				out = append(out, n)
 			}
 		}

@@ -9,7 +9,8 @@
 //		g, more, err := ps.Next() // reads the rule's options, hands back the program's
 //		…                         // ps.Take() reads a word such as -L's chain name
 //	}
-//	rules, err := ps.Rules(table, chain) // several if -s or -d list several addresses
+//	err := ps.Options(table)
+//	rules, err := ps.Rules(chain) // several if -s or -d list several addresses
 //
 // or, without a program around it, tables.ParseRule. Errors are *Error: Msg is
 // what iptables prints after its name and version, Code its exit status.

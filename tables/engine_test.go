@@ -305,7 +305,10 @@ func TestParserHandsCommandsBack(t *testing.T) {
 	if s := strings.Join(got, " "); s != "-v=,false -v=,false -t=nat,false --app=PREROUTING,false --table=nat=nat,false -L=foo,true -v=,false" {
 		t.Error(s)
 	}
-	rules, err := ps.Rules(tables.NAT, "PREROUTING")
+	if err := ps.Options(tables.NAT); err != nil {
+		t.Fatal(err)
+	}
+	rules, err := ps.Rules("PREROUTING")
 	if err != nil || len(rules) != 1 || rules[0].Save() != " -p tcp -m tcp --dport 80 -j ACCEPT" {
 		t.Error(rules, err)
 	}

@@ -90,6 +90,7 @@ func (e *EditError) Text() string {
 		{OpDeleteChain, syscall.EMLINK}:    "Too many links",
 		{OpNewChain, syscall.EEXIST}:       "Chain already exists",
 		{OpRenameChain, syscall.EEXIST}:    "File exists",
+		{OpRenameChain, syscall.E2BIG}:     "Too many renames and other edits at once",
 		{OpInsert, syscall.E2BIG}:          "Index of insertion too big",
 		{OpReplace, syscall.E2BIG}:         "Index of replacement too big",
 		{OpDeleteNum, syscall.E2BIG}:       "Index of deletion too big",

@@ -62,8 +62,10 @@ type edit struct {
 	policies map[*Chain]Counter
 	orphans  map[slotName]int // jumps to chains that are not there (yet)
 	lists    map[*Chain]*ruleList
-	slots    *slots   // copy of the engine's
-	freed    []uint32 // slots of chains taken out
+	callers  [NumTables]*callers // nil: not known
+	looked   int                 // rules looked at to know callers
+	slots    *slots              // copy of the engine's
+	freed    []uint32            // slots of chains taken out
 }
 
 // Table is a set of chains: those of base, which is shared between rulesets and
@@ -268,6 +270,7 @@ func (t *Table) own(op Op, name string) (*Chain, error) {
 }
 
 func (t *Table) ref(r *Rule, d int) {
+	t.rs.edit.callers[t.ID] = nil // rules move
 	if r.Jump == "" {
 		return
 	}
@@ -360,26 +363,20 @@ func (t *Table) RenameChain(from, to string) error {
 	case c.Builtin:
 		return t.fail(OpRenameChain, syscall.ENOENT, from, 0)
 	}
-	t.rs.edit.shrunk[t.ID] = true
+	ed := t.rs.edit
+	if c.refs > 0 && ed.callers[t.ID] == nil {
+		if ed.callers[t.ID] = t.findCallers(); ed.callers[t.ID] == nil {
+			e := t.fail(OpRenameChain, syscall.E2BIG, from, 0)
+			e.Detail = "renames between changes of rules look at all rules each time"
+			return e
+		}
+	}
+	ed.shrunk[t.ID] = true
 	t.put(from, nil)
 	c.Name = to
 	t.put(to, c)
-	if c.refs == 0 {
-		return nil
-	}
-	for _, ch := range t.Chains() {
-		if !slices.ContainsFunc(ch.rules, func(r *Rule) bool { return r.Jump == from }) {
-			continue
-		}
-		ch, _ = t.own(OpRenameChain, ch.Name)
-		ch.rules, ch.code = slices.Clone(ch.rules), nil
-		for i, r := range ch.rules {
-			if r.Jump == from {
-				n := *r // same counter, same state: the same rule
-				n.Jump, n.text = to, ""
-				ch.rules[i] = &n
-			}
-		}
+	if ed.callers[t.ID] != nil {
+		ed.callers[t.ID].rename(t, c.slot, from, to)
 	}
 	return nil
 }

@@ -393,16 +393,25 @@ func (ps *Parser) loadProto() bool {
 	if n, rest, ok := Strtoul(name, 0, 255); ok && rest == "" {
 		name = ProtocolName(uint8(n))
 	}
-	if name == "ipv6-icmp" || name == "icmpv6" {
-		name = "icmp6"
-	}
-	m := ps.Registry.Match(ps.Family, name)
+	m := ps.Registry.Match(ps.Family, protoMatch(name))
 	if m == nil {
 		return false
 	}
 	ps.loadMatch(m)
 	return true
 }
+
+// protoMatch is the match that goes with a protocol's name.
+func protoMatch(name string) string {
+	if name == "ipv6-icmp" || name == "icmpv6" {
+		return "icmp6"
+	}
+	return name
+}
+
+// maxMatches is how many matches a rule may have: where they are as small as can
+// be, the kernel's 64 KB for a rule hold no more.
+const maxMatches = 2048
 
 // once is iptables' set_option.
 func (ps *Parser) once(letter byte, invertible bool) error {
@@ -470,7 +479,13 @@ func (ps *Parser) ruleOption(letter byte, arg string) error {
 		}
 		m := ps.Registry.Match(ps.Family, arg)
 		if m == nil {
+			if arg = protoMatch(arg); len(arg) > 28 {
+				return Usagef("Invalid match name \"%s\" (28 chars max)", arg)
+			}
 			return Usagef("Couldn't load match `%s':No such file or directory\n", arg)
+		}
+		if len(ps.uses) == maxMatches {
+			return Usagef("a rule has at most %d matches", maxMatches)
 		}
 		ps.Seen.Add('m')
 		ps.loadMatch(m)
@@ -641,23 +656,27 @@ func (a *Args) final(ps *Parser, first, custom func(*Args) error) error {
 	return nil
 }
 
-// Rules ends the parse: it gives the rules (several where -s or -d name several
-// addresses) for a table and a chain.
-func (ps *Parser) Rules(table TableID, chain string) ([]*Rule, error) {
-	r := &ps.rule
-	if table == NAT && r.Verdict == VerdictDrop {
-		return nil, NATDrop
+// Options ends the reading: it makes the checks of extensions that need all their
+// options.
+func (ps *Parser) Options(table TableID) error {
+	if table == NAT && ps.rule.Verdict == VerdictDrop {
+		return NATDrop
 	}
 	for _, u := range ps.uses {
 		if err := u.Args.final(ps, u.Ext.First, u.Ext.Final); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	if u := ps.target; u.Ext != nil {
-		if err := u.Args.final(ps, u.Ext.First, u.Ext.Final); err != nil {
-			return nil, err
-		}
+		return u.Args.final(ps, u.Ext.First, u.Ext.Final)
 	}
+	return nil
+}
+
+// Rules gives, after Options, the rules for a chain: several where -s or -d name
+// several addresses.
+func (ps *Parser) Rules(chain string) ([]*Rule, error) {
+	r := &ps.rule
 	if ps.invert {
 		return nil, Usagef("nothing appropriate following !")
 	}
@@ -728,7 +747,10 @@ func ParseRule(reg *Registry, fam uint8, table TableID, chain string, args []str
 	if _, _, err := ps.Next(); err != nil {
 		return nil, err
 	}
-	return ps.Rules(table, chain)
+	if err := ps.Options(table); err != nil {
+		return nil, err
+	}
+	return ps.Rules(chain)
 }
 
 func isExtHeader(proto uint8) bool {

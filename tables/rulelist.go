@@ -77,6 +77,7 @@ func (t *Table) SetRules(chain string, rules []*Rule) error {
 	if err != nil {
 		return err
 	}
+	t.rs.edit.callers[t.ID] = nil
 	stay := make(map[*Rule]bool, len(rules))
 	for _, r := range rules {
 		stay[r] = true

@@ -328,18 +328,35 @@ func (p *parser) lock(g tables.Given) error {
 	if !has {
 		arg, has = p.take()
 	}
-	what := "wait seconds"
-	if g.ID == 'W' {
-		what = "wait interval"
-		p.waitEvery = true
-	} else {
+	if g.ID == 'w' {
 		p.wait = true
+		return waitSeconds(arg, has)
 	}
-	if _, _, ok := tables.Strtoul(arg, 0, math.MaxUint32); has && !ok {
-		return tables.Usagef("%s not numeric", what)
-	}
-	if g.ID == 'W' && !p.probe {
+	p.waitEvery = true
+	err := waitInterval(arg, has)
+	if err == nil && !p.probe {
 		p.x.fail("Ignoring deprecated --wait-interval option.\n")
+	}
+	return err
+}
+
+func waitSeconds(arg string, has bool) error {
+	if _, _, ok := tables.Strtoul(arg, 0, math.MaxUint32); has && !ok {
+		return tables.Usagef("wait seconds not numeric")
+	}
+	return nil
+}
+
+// waitInterval checks the argument of -W, in microseconds.
+func waitInterval(arg string, has bool) error {
+	n, _, ok := tables.Strtoul(arg, 0, math.MaxUint32)
+	switch {
+	case !has:
+		return tables.Usagef("wait interval value required")
+	case !ok:
+		return tables.Usagef("wait interval not numeric")
+	case n > 999999:
+		return tables.Usagef("too long usec wait %d > 999999 usec", n)
 	}
 	return nil
 }
@@ -360,7 +377,7 @@ func (p *parser) command(g tables.Given, add cmd) error {
 	var with cmd
 	switch add {
 	case cmdList, cmdListRules:
-		with = cmdZero
+		with = cmdZero | cmdZeroNum
 	case cmdZero:
 		with = cmdList | cmdListRules
 	}
@@ -409,7 +426,7 @@ func (p *parser) command(g tables.Given, add cmd) error {
 		return tables.Usagef("-R requires a rule number")
 	case cmdList, cmdListRules:
 		given, err := number()
-		if !given {
+		if !given && !c.is(cmdZeroNum) {
 			c.num = 0
 		}
 		return err
@@ -460,13 +477,13 @@ func (p *parser) finish() error {
 	if p.waitEvery && !p.wait {
 		return tables.Usagef("--wait-interval only makes sense with --wait\n")
 	}
+	if err := p.ps.Options(id); err != nil {
+		return err
+	}
 	if c.cmds == 0 {
 		return tables.Usagef("no command specified")
 	}
-	if err := p.legal(); err != nil && !c.is(ruleCmds) {
-		return err
-	}
-	rules, err := p.ps.Rules(id, c.chain)
+	rules, err := p.ps.Rules(c.chain)
 	switch {
 	case err != nil:
 		if no := p.legal(); no != nil && strings.HasPrefix(err.Error(), "Can't use -") {

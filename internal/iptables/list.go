@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"sluice/packet"
 	"sluice/tables"
@@ -23,9 +24,15 @@ func (x *tool) list(c *command) error {
 	}
 	var n counters
 	switch {
-	case c.is(cmdZero):
-		v := x.eng.View(func(t *tables.Table, ch *tables.Chain, _ *tables.Rule) bool {
-			return t.ID == c.table && (!c.hasChain || ch.Name == c.chain)
+	case c.is(cmdZero | cmdZeroNum):
+		v := x.eng.View(func(t *tables.Table, ch *tables.Chain, r *tables.Rule) bool {
+			switch {
+			case t.ID != c.table, c.hasChain && ch.Name != c.chain:
+				return false
+			case c.is(cmdZero):
+				return true
+			}
+			return r != nil && c.num > 0 && c.num <= len(ch.Rules()) && r == ch.Rules()[c.num-1]
 		})
 		rs, n = v.Ruleset, v
 	case c.verbose > 0:
@@ -34,8 +41,11 @@ func (x *tool) list(c *command) error {
 	}
 	t := rs.Table(c.table)
 	x.listTable(c, t, n)
-	if c.is(cmdZero) {
+	switch {
+	case c.is(cmdZero):
 		return x.each(c, t, true, "Zeroing", func(string) error { return nil })
+	case c.is(cmdZeroNum) && (c.num < 1 || c.num > len(t.Chain(c.chain).Rules())):
+		return &tables.EditError{Op: tables.OpZero, Errno: syscall.E2BIG, Table: c.table, Chain: c.chain, Rule: c.num}
 	}
 	return nil
 }

@@ -21,6 +21,7 @@ type restoreOptions struct {
 func (x *tool) runRestore(argv []string, stdin io.Reader) int {
 	g := newGetopt(argv, restoreShort, restoreLong)
 	var o restoreOptions
+	wait := map[int]bool{}
 	x.line = 0
 options:
 	for {
@@ -39,8 +40,11 @@ options:
 			o.noflush = true
 		case 'T':
 			o.only = g.arg
-		case 'b', 'M':
+		case 'b':
+			x.fail("-b/--binary option is not implemented\n")
+		case 'M':
 		case 'w', 'W':
+			wait[id] = true
 			if err := x.restoreLock(g, id); err != nil {
 				return x.report(err)
 			}
@@ -61,6 +65,10 @@ options:
 		x.fail("Unknown arguments found on commandline\n")
 		return tables.ExitOther
 	}
+	if wait['W'] && !wait['w'] {
+		x.fail("Option --wait-interval requires option --wait\n")
+		return tables.ExitOther
+	}
 	if g.words == 1 {
 		x.fail("Can't open %s: Operation not permitted\n", argv[len(argv)-1])
 		return tables.ExitOther
@@ -73,16 +81,14 @@ func (x *tool) restoreLock(g *getopt, id int) error {
 	if !has {
 		arg, has = g.take()
 	}
-	if _, _, ok := tables.Strtoul(arg, 0, 1<<32-1); has && !ok {
-		if id == 'W' {
-			return tables.Usagef("wait interval not numeric")
-		}
-		return tables.Usagef("wait seconds not numeric")
+	if id == 'w' {
+		return waitSeconds(arg, has)
 	}
-	if id == 'W' {
+	err := waitInterval(arg, has)
+	if err == nil {
 		x.fail("Ignoring deprecated --wait-interval option.\n")
 	}
-	return nil
+	return err
 }
 
 // numbered is a line of input with its number.

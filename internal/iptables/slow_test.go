@@ -94,6 +94,17 @@ var slowRules = []struct {
 			fmt.Fprintf(b, "-A INPUT -s 10.1.1.1,10.1.1.2,10.1.1.3,10.1.1.4,10.1.1.5,10.1.1.6,10.1.1.7,10.1.1.8,10.1.1.9,10.%d.%d.0/24 -d 10.2.0.1,10.2.0.2,10.2.0.3,10.2.0.4,10.2.0.5,10.2.0.6,10.2.0.7,10.2.0.8,10.2.0.9,10.2.0.10 -j ACCEPT\n", i>>8&255, i&255)
 		}
 	}},
+	{"renames of chains with callers", "", func(b *strings.Builder, n int) {
+		for i := range n {
+			fmt.Fprintf(b, ":c%d - [0:0]\n", i)
+		}
+		for i := range n {
+			fmt.Fprintf(b, "-A INPUT -j c%d\n", i)
+		}
+		for i := range n {
+			fmt.Fprintf(b, "-E c%d d%d\n", i, i)
+		}
+	}},
 	{"many tables", "", func(b *strings.Builder, n int) {
 		for range n {
 			b.WriteString("COMMIT\n*filter\n")
@@ -201,6 +212,42 @@ func TestTooLong(t *testing.T) {
 	}
 	if code, _, errs := run([]string{"iptables", "-A", "INPUT", "-s", list, "-d", list}, ""); code != 2 || !strings.Contains(errs, "more than 65536 rules") {
 		t.Errorf("%d %s", code, errs)
+	}
+}
+
+// TestManyMatches: a rule has as many matches as the kernel has room for, and no more.
+func TestManyMatches(t *testing.T) {
+	args := []string{"iptables", "-A", "INPUT"}
+	for range 100_000 {
+		args = append(args, "-m", "mark", "--mark", "1")
+	}
+	run := ours(newEngines())
+	if code, _, errs := run(args, ""); code != 2 || !strings.Contains(errs, "at most 2048 matches") {
+		t.Errorf("%d %s", code, errs)
+	}
+	if code, _, errs := run(args[:3+4*2048], ""); code != 0 {
+		t.Errorf("%d %s", code, errs)
+	}
+}
+
+// TestRenamesAndRules: who renames chains and changes rules in turn is told so
+// before that takes long.
+func TestRenamesAndRules(t *testing.T) {
+	if testing.Short() {
+		t.Skip("loads large rulesets")
+	}
+	var b strings.Builder
+	b.WriteString("*filter\n:a - [0:0]\n")
+	for range 20_000 {
+		b.WriteString("-A INPUT -j a\n-E a b\n-A INPUT -j b\n-E b a\n")
+	}
+	b.WriteString("COMMIT\n")
+	en := newEngines()
+	if code, _, errs := ours(en)([]string{"iptables-restore"}, b.String()); code != 1 || !strings.Contains(errs, "failed: Too many renames and other edits at once.") {
+		t.Errorf("%d %s", code, errs)
+	}
+	if n := len(en.V4.Ruleset().Table(tables.Filter).Chain("INPUT").Rules()); n != 0 {
+		t.Errorf("%d rules", n)
 	}
 }
 

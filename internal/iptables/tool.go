@@ -248,29 +248,27 @@ func (x *tool) apply(c *command, rs *tables.Ruleset) error {
 		return t.Delete(c.chain, c.num)
 	case c.is(cmdFlush):
 		return x.each(c, t, true, "Flushing", t.Flush)
-	case c.is(cmdZeroNum):
-		return t.SetRuleCounters(c.chain, c.num, tables.Counter{})
 	case c.is(cmdList | cmdListRules):
 		x.listTable(c, t, x.counters)
-		if !c.is(cmdZero) {
+		if !c.is(cmdZero | cmdZeroNum) {
 			return listable(c, t)
 		}
 		fallthrough
-	case c.is(cmdZero):
+	case c.is(cmdZero | cmdZeroNum):
+		if c.is(cmdZeroNum) {
+			return t.SetRuleCounters(c.chain, c.num, tables.Counter{})
+		}
 		return x.each(c, t, true, "Zeroing", t.Zero)
 	case c.is(cmdNew):
 		return t.NewChain(c.chain)
 	case c.is(cmdDeleteChain):
 		return x.each(c, t, false, "Deleting", t.DeleteChain)
 	case c.is(cmdRename):
-		if t.Chain(c.name) != nil {
+		if t.Chain(c.name) != nil || isVerdict(c.name) || c.name == "QUEUE" {
 			return &tables.EditError{Op: tables.OpRenameChain, Errno: syscall.EEXIST, Table: c.table, Chain: c.name}
 		}
 		if len(c.name) > maxChainName+1 && t.Chain(c.chain) != nil {
-			return &tables.EditError{Op: tables.OpRenameChain, Errno: syscall.EINVAL, Table: c.table, Chain: c.chain}
-		}
-		if t.Chain(c.chain) != nil && isVerdict(c.name) {
-			return &tables.EditError{Op: tables.OpRenameChain, Errno: syscall.EEXIST, Table: c.table, Chain: c.name}
+			return longName(c.name)
 		}
 		if ch := t.Chain(c.chain); ch != nil && ch.Builtin {
 			return &tables.EditError{Op: tables.OpRenameChain, Errno: syscall.ENOENT, Table: c.table, Chain: c.chain}
