@@ -244,8 +244,9 @@ type OptionContext struct {
 	Proto    uint8 // of -p so far; 0: none
 	ProtoNot bool
 	Args     *Args
-	Env      *Env              // nil: not known
-	Warn     func(line string) // what iptables writes to stderr and goes on; never nil
+	Env      *Env                                    // nil: not known
+	Resolve  func(fam uint8, name string) [][16]byte // nil: names of hosts are not found
+	Warn     func(line string)                       // what iptables writes to stderr and goes on; never nil
 }
 
 // Value is an option's argument. Which fields are in use is its Type's affair.

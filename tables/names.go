@@ -71,12 +71,12 @@ func lines(path string, f func([]string)) {
 	}
 }
 
-// ProtocolByName reads -p's argument.
+// ProtocolByName reads -p's argument, which is in lower case, or an option's of
+// an extension, for which case matters.
 func ProtocolByName(s string) (uint8, bool) {
 	if n, rest, ok := Strtoul(s, 0, 255); ok && rest == "" {
 		return uint8(n), true
 	}
-	s = strings.ToLower(s)
 	for _, p := range protocols {
 		if p.name == s {
 			return p.num, true

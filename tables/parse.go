@@ -3,7 +3,6 @@ package tables
 import (
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"unique"
@@ -541,11 +540,10 @@ func (ps *Parser) counters(arg string) error {
 		}
 		ps.pos++
 	}
-	var err error
-	if ps.rule.Initial.Packets, err = strconv.ParseUint(pk, 10, 64); err != nil {
+	if ps.rule.Initial.Packets, _, ok = ScanUint(pk); !ok {
 		return Usagef("-c packet counter not numeric")
 	}
-	if ps.rule.Initial.Bytes, err = strconv.ParseUint(by, 10, 64); err != nil {
+	if ps.rule.Initial.Bytes, _, ok = ScanUint(by); !ok {
 		return Usagef("-c byte counter not numeric")
 	}
 	return nil
@@ -575,6 +573,9 @@ func (ps *Parser) extOption(a *Args, i int, name, text string) error {
 	o := &a.options[i]
 	v := a.val(i)
 	a.Proto, a.ProtoNot = ps.rule.Proto, ps.rule.ProtoNot
+	if ps.invert && !o.Negatable && o.NotText != "" {
+		return Usagef("%s", strings.ReplaceAll(o.NotText, "%s", name))
+	}
 	if v.Set && !o.Multi {
 		if o.OnceText != "" {
 			return Usagef("%s", strings.ReplaceAll(o.OnceText, "%s", name))
@@ -582,9 +583,6 @@ func (ps *Parser) extOption(a *Args, i int, name, text string) error {
 		return Usagef("%s: option \"--%s\" can only be used once.\n", a.Ext, o.Name)
 	}
 	if ps.invert && !o.Negatable {
-		if o.NotText != "" {
-			return Usagef("%s", strings.ReplaceAll(o.NotText, "%s", name))
-		}
 		return Usagef("%s: option \"--%s\" cannot be inverted.\n", a.Ext, o.Name)
 	}
 	val := &ps.val
@@ -603,7 +601,7 @@ func (ps *Parser) extOption(a *Args, i int, name, text string) error {
 		words = append(words, w)
 	}
 	oc := &ps.option
-	*oc = OptionContext{Ext: a.Ext, Name: o.Name, Typed: name, Env: ps.Env, Family: a.Family, Proto: a.Proto, ProtoNot: a.ProtoNot, Args: a, Warn: ps.warnings}
+	*oc = OptionContext{Ext: a.Ext, Name: o.Name, Typed: name, Env: ps.Env, Resolve: ps.Resolve, Family: a.Family, Proto: a.Proto, ProtoNot: a.ProtoNot, Args: a, Warn: ps.warnings}
 	if t, ok := o.Type.(OptionalArg); ok {
 		if w, ok := ps.Peek(); ok && t.Takes(w) && !strings.HasPrefix(w, "-") && !strings.HasPrefix(w, "!") {
 			ps.pos++

@@ -74,22 +74,32 @@ func (serviceRange) Parse(o *OptionContext, text []string, v *Value) error {
 		if at := strings.IndexByte(s, ':'); at >= 0 {
 			word, rest = s[:at], s[at:]
 		}
-		x, err := strconv.ParseUint(strings.TrimPrefix(strings.TrimLeft(word, " "), "+"), 10, 16)
-		if err != nil {
-			p, ok := ServicePort(word, "")
-			if !ok {
-				return "", Usagef("Port \"%s\" does not resolve to anything.\n", word)
-			}
-			x = uint64(p)
-		}
-		ends[i] = x
-		return rest, nil
+		var err error
+		ends[i], err = NumericService(word)
+		return rest, err
 	})
 	v.Lo, v.Hi = ends[0], ends[1]
 	if n == 1 {
 		v.Hi = v.Lo
 	}
 	return err
+}
+
+// NumericService reads a port as getaddrinfo does: a decimal number, or a
+// service's name of any protocol.
+func NumericService(s string) (uint64, error) {
+	digits := strings.TrimLeft(s, " ")
+	if digits = strings.TrimPrefix(digits, "+"); strings.Trim(digits, "0") == "-" {
+		digits = strings.TrimPrefix(digits, "-")
+	}
+	if n, err := strconv.ParseUint(digits, 10, 16); err == nil {
+		return n, nil
+	}
+	p, ok := ServicePort(s, "")
+	if !ok {
+		return 0, Usagef("Port \"%s\" does not resolve to anything.\n", s)
+	}
+	return uint64(p), nil
 }
 
 func (serviceRange) Format(v *Value) string { return PortRangeType{}.Format(v) }

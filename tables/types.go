@@ -159,6 +159,25 @@ func Strtoul(s string, lo, hi uint64) (n uint64, rest string, ok bool) {
 	return n, d[i:], true
 }
 
+// ScanUint reads a number as scanf's %u: blanks, a sign, digits, of which those
+// that do not fit make the largest number; rest is what follows.
+func ScanUint(s string) (n uint64, rest string, ok bool) {
+	s = strings.TrimLeft(s, " \t\n\v\f\r")
+	i := 0
+	if i < len(s) && (s[i] == '-' || s[i] == '+') {
+		i++
+	}
+	digits := i
+	for i < len(s) && s[i] >= '0' && s[i] <= '9' {
+		i++
+	}
+	n, err := strconv.ParseUint(s[digits:i], 10, 64)
+	if err == nil && s[0] == '-' {
+		n = -n
+	}
+	return n, s[i:], i > digits
+}
+
 // MarkMask is value[/mask], in Value.Lo and Hi; no mask is all ones.
 var MarkMask Type = markMask{}
 
@@ -288,6 +307,11 @@ func (hostMask) Args() int { return 1 }
 func (hostMask) Parse(o *OptionContext, text []string, v *Value) error {
 	host, mask, has := strings.Cut(text[0], "/")
 	a, ok := parseHost(o.Family, host)
+	if !ok && o.Resolve != nil && host != "" && len(host) <= maxHostName {
+		if found := o.Resolve(o.Family, host); len(found) > 0 {
+			a, ok = found[0], true
+		}
+	}
 	if !ok {
 		if _, other := parseHost(packet.IPv4+packet.IPv6-o.Family, host); other {
 			return Usagef("getaddrinfo: Address family for hostname not supported\n")

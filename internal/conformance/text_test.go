@@ -147,7 +147,7 @@ func newTextBench(t *testing.T) *textBench {
 }
 
 // textBatch is how many rules are in the tables at once, each in a chain of its own.
-const textBatch = 40
+const textBatch = 200
 
 func chainName(i int) string { return fmt.Sprintf("case%d", i) }
 
@@ -165,25 +165,45 @@ func (o outcome) String() string {
 }
 
 // outcomes gives rules to a program, a chain each, and takes them out again.
-func outcomes(run program, cs []textCase) []outcome {
+// Those that are likely to be taken come together in one restore; only if it
+// says anything are they given one by one, as the others are.
+func outcomes(run program, cs []textCase, likely func(i int) bool) []outcome {
 	out := make([]outcome, len(cs))
 	tables := map[string]bool{} // "PROGRAM TABLE"
 	for _, c := range cs {
 		tables[c.prog()+" "+c.table] = true
 	}
+	taken := make([]bool, len(cs))
 	for at := range tables {
 		prog, table, _ := strings.Cut(at, " ")
-		var s strings.Builder
-		fmt.Fprintf(&s, "*%s\n:other - [0:0]\n", table)
+		var chains, rules strings.Builder
+		var together []int
+		fmt.Fprintf(&chains, "*%s\n:other - [0:0]\n", table)
 		for i, c := range cs {
-			if c.prog() == prog && c.table == table {
-				fmt.Fprintf(&s, ":%s - [0:0]\n", chainName(i))
+			if c.prog() != prog || c.table != table {
+				continue
+			}
+			fmt.Fprintf(&chains, ":%s - [0:0]\n", chainName(i))
+			if likely(i) {
+				together = append(together, i)
+				fmt.Fprintf(&rules, "-A %s%s\n", chainName(i), quoted(c.args))
 			}
 		}
-		s.WriteString("COMMIT\n")
-		run([]string{prog + "-restore"}, s.String())
+		if len(together) > 0 {
+			a := run([]string{prog + "-restore"}, chains.String()+rules.String()+"COMMIT\n")
+			if a.code == 0 && a.err == "" {
+				for _, i := range together {
+					taken[i] = true
+				}
+				continue
+			}
+		}
+		run([]string{prog + "-restore"}, chains.String()+"COMMIT\n")
 	}
 	for i, c := range cs {
+		if taken[i] {
+			continue
+		}
 		a := run(append([]string{c.prog(), "-t", c.table, "-A", chainName(i)}, c.args...), "")
 		if a.code != 0 {
 			out[i].refused = strings.ReplaceAll(a.first(), chainName(i), "CHAIN")
@@ -220,6 +240,16 @@ func outcomes(run program, cs []textCase) []outcome {
 	return out
 }
 
+// quoted is arguments as a restore file has them.
+func quoted(args []string) string {
+	var s strings.Builder
+	escape := strings.NewReplacer(`\`, `\\`, `"`, `\"`)
+	for _, a := range args {
+		s.WriteString(` "` + escape.Replace(a) + `"`)
+	}
+	return s.String()
+}
+
 var (
 	ruleLine  = regexp.MustCompile(`^(?:\[\d+:\d+\] )?-A (case\d+)\b`)
 	chainLine = regexp.MustCompile(`^Chain (case\d+) `)
@@ -249,25 +279,27 @@ func byChain(text string) map[string]string {
 	return out
 }
 
-// same: sluice does what one of the variants does.
-func same(ours, legacy, nft outcome) bool { return ours == legacy || ours == nft }
-
-// diff is the indices of the cases that sluice treats otherwise than both variants.
+// diff is the indices of the cases that sluice treats otherwise than both
+// variants. nf_tables is only asked where legacy differs.
 func (b *textBench) diff(cs []textCase) (bad []int, all [3][]outcome) {
-	var wg sync.WaitGroup
-	for i, p := range []program{b.ours, b.legacy, b.nft} {
-		wg.Add(1)
-		go func() {
-			defer wg.Done()
-			all[i] = outcomes(p, cs)
-		}()
-	}
-	wg.Wait()
+	one := func(int) bool { return false }
+	all[0] = outcomes(b.ours, cs, one)
+	all[1] = outcomes(b.legacy, cs, func(i int) bool { return all[0][i].refused == "" })
+	all[2] = make([]outcome, len(cs))
+	var unlike []textCase
+	var at []int
 	for i := range cs {
-		if same(all[0][i], all[1][i], all[2][i]) || cannotTell(all[1][i], all[2][i]) {
+		if all[0][i] != all[1][i] {
+			unlike, at = append(unlike, cs[i]), append(at, i)
+		}
+	}
+	for j, o := range outcomes(b.nft, unlike, one) {
+		i := at[j]
+		all[2][i] = o
+		if o == all[0][i] || cannotTell(all[1][i], o) {
 			continue
 		}
-		if a := allowedBy(&cs[i], all[0][i], all[1][i], all[2][i]); a != nil {
+		if a := allowedBy(&cs[i], all[0][i], all[1][i], o); a != nil {
 			meet(a.row)
 			continue
 		}
@@ -353,7 +385,8 @@ func TestText(t *testing.T) {
 						return // enough
 					}
 					if *brief {
-						t.Errorf("%s -t %s %q\nsluice    %s\nlegacy    %s\nnf_tables %s", cs[i].prog(), cs[i].table, cs[i].args, oneLine(all[0][i]), oneLine(all[1][i]), oneLine(all[2][i]))
+						l := unlikeLines(all[0][i], all[1][i], all[2][i])
+						t.Errorf("%s -t %s %q\nsluice    %s\nlegacy    %s\nnf_tables %s", cs[i].prog(), cs[i].table, cs[i].args, l[0], l[1], l[2])
 						continue
 					}
 					c, o := b.shrink(cs[i])
@@ -365,7 +398,18 @@ func TestText(t *testing.T) {
 	}
 }
 
-func oneLine(o outcome) string {
-	l, _, _ := strings.Cut(o.String(), "\n")
-	return l
+// unlikeLines is the first line in which the first outcome is like neither of the others.
+func unlikeLines(o ...outcome) (out [3]string) {
+	var lines [3][]string
+	for i := range lines {
+		lines[i] = strings.Split(o[i].String(), "\n")
+	}
+	line := func(i, n int) string { return strings.Join(lines[i][n:min(n+1, len(lines[i]))], "") }
+	for n := range lines[0] {
+		out = [3]string{line(0, n), line(1, min(n, len(lines[1]))), line(2, min(n, len(lines[2])))}
+		if out[0] != out[1] && out[0] != out[2] {
+			break
+		}
+	}
+	return out
 }

@@ -3,11 +3,11 @@ package conformance
 import (
 	"fmt"
 	"hash/fnv"
+	"maps"
 	"math/rand/v2"
 	"path/filepath"
 	"regexp"
 	"slices"
-	"sort"
 	"strings"
 	"testing"
 
@@ -267,15 +267,17 @@ func systematic(k *known) (out []textCase) {
 			out = append(out, textCase{fam, "filter", args})
 		}
 	}
-	key := func(c *textCase) uint64 {
+	keys := make(map[uint64]textCase, len(out))
+	for _, c := range out {
 		h := fnv.New64a()
 		fmt.Fprint(h, c.fam, c.table, c.args)
-		return h.Sum64()
+		keys[h.Sum64()] = c
 	}
-	sort.Slice(out, func(i, j int) bool { return key(&out[i]) < key(&out[j]) })
-	return slices.CompactFunc(out, func(a, b textCase) bool {
-		return a.fam == b.fam && a.table == b.table && slices.Equal(a.args, b.args)
-	})
+	out = out[:0]
+	for _, key := range slices.Sorted(maps.Keys(keys)) {
+		out = append(out, keys[key])
+	}
+	return out
 }
 
 // plainRules is what a rule says without an extension.

@@ -93,8 +93,12 @@ func (optionList) Parse(o *tables.OptionContext, text []string, v *tables.Value)
 }
 
 func optionNumber(o *tables.OptionContext, what, s string) (uint64, error) {
-	n, rest, ok := tables.Strtoul(s, 0, 1<<64-1)
-	if !ok && len(s) > 19 && strings.Trim(s, "0123456789") == "" {
+	digits, minus := strings.CutPrefix(s, "-")
+	n, rest, ok := tables.Strtoul(digits, 0, 1<<64-1)
+	if minus {
+		n = -n // as strtoul has it
+	}
+	if !ok && len(digits) > 19 && strings.Trim(digits[:20], "0123456789") == "" {
 		return 0, tables.Usagef("%s `%s' specified too big: would overflow", what, s)
 	}
 	if !ok {

@@ -3,7 +3,6 @@ package ext
 import (
 	"errors"
 	"fmt"
-	"strconv"
 	"strings"
 
 	"sluice/packet"
@@ -31,26 +30,27 @@ func (bytecode) Format(v *tables.Value) string {
 }
 
 func parseBPF(s string) ([]bpfOp, error) {
-	n, rest, ok := scanInt(s)
+	n, rest, ok := tables.ScanUint(s)
 	if !ok || !strings.HasPrefix(rest, ",") {
 		return nil, tables.Usagef("bpf: error parsing program length")
 	}
+	length := int(uint16(n)) // as scanf's %hu leaves it
 	switch {
-	case uint32(n) == 0:
+	case length == 0:
 		return nil, tables.Usagef("bpf: illegal zero length program")
-	case uint32(n) > maxBPF:
+	case length > maxBPF:
 		return nil, tables.Usagef("bpf: number of instructions exceeds maximum")
 	}
 	var prog []bpfOp
 	for len(rest) > 0 && rest[0] == ',' && len(rest) > 1 {
-		if len(prog) == int(n) {
+		if len(prog) == length {
 			return nil, tables.Usagef("bpf: real program length exceeds the encoded length parameter")
 		}
 		rest = rest[1:]
-		var f [4]int64
+		var f [4]uint64
 		at := rest
 		for i := range f {
-			if f[i], at, ok = scanInt(at); !ok {
+			if f[i], at, ok = tables.ScanUint(at); !ok {
 				return nil, tables.Usagef("bpf: error at instr %d", len(prog))
 			}
 		}
@@ -61,24 +61,10 @@ func parseBPF(s string) ([]bpfOp, error) {
 			rest = ""
 		}
 	}
-	if len(prog) < int(n) {
+	if len(prog) < length {
 		return nil, tables.Usagef("bpf: parsed program length is less than the encoded length parameter")
 	}
 	return prog, nil
-}
-
-// scanInt reads a number as scanf's %d and its kin: blanks, a sign, digits.
-func scanInt(s string) (n int64, rest string, ok bool) {
-	s = strings.TrimLeft(s, " \t\n\v\f\r")
-	i := 0
-	if i < len(s) && (s[i] == '-' || s[i] == '+') {
-		i++
-	}
-	for i < len(s) && s[i] >= '0' && s[i] <= '9' {
-		i++
-	}
-	n, err := strconv.ParseInt(s[:i], 10, 64)
-	return n, s[i:], err == nil
 }
 
 func formatBPF(prog []bpfOp) string {

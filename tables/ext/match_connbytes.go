@@ -77,6 +77,12 @@ var matchConnBytes = &tables.Match{
 		{Name: "connbytes-mode", Type: connbytesMode, Required: true, Arg: "packets|bytes|avgpkt", Doc: "what is counted"},
 		{Name: "connbytes-dir", Type: connbytesDir, Required: true, Arg: "original|reply|both", Doc: "whose packets count"},
 	},
+	First: func(a *tables.Args) error { // the direction is missed before the mode is
+		if a.Has("connbytes") && !a.Has("connbytes-dir") {
+			return tables.Usagef("connbytes: option \"--connbytes-dir\" must be specified\n")
+		}
+		return nil
+	},
 	List: func(a *tables.Args, _ bool) string {
 		v := a.Get("connbytes")
 		return notOf(v) + " connbytes " + byteRange{}.Format(v) +

@@ -2,6 +2,7 @@ package ext
 
 import (
 	"fmt"
+	"strings"
 	"syscall"
 
 	"sluice/packet"
@@ -29,8 +30,8 @@ func (labelBit) Parse(_ *tables.OptionContext, text []string, v *tables.Value) e
 			return nil
 		}
 	}
-	n, rest, ok := tables.Strtoul(s, 0, all32)
-	if !ok || rest != "" || n > 1<<31-1 {
+	n, rest, ok := tables.Strtoul(strings.TrimPrefix(s, "-"), 0, all32)
+	if ok = ok && (n == 0 || s[0] != '-'); !ok || rest != "" || n > 1<<31-1 {
 		e := tables.Usagef("label '%s' not found or invalid value", s)
 		if names == nil {
 			e.Before = "Warning: cannot open " + labelFile + ": No such file or directory"

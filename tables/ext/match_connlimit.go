@@ -21,11 +21,13 @@ var matchConnlimit = &tables.Match{
 		{Name: "connlimit-saddr", Type: tables.Flag, Excludes: []string{"connlimit-daddr"}, Doc: "count by source address (the default)"},
 		{Name: "connlimit-daddr", Type: tables.Flag, Excludes: []string{"connlimit-saddr"}, Doc: "count by destination address"},
 	},
-	Final: func(a *tables.Args) error {
-		above, upto := a.Get("connlimit-above"), a.Get("connlimit-upto")
-		if !above.Set && !upto.Set {
+	First: func(a *tables.Args) error {
+		if !a.Has("connlimit-above") && !a.Has("connlimit-upto") {
 			return tables.Usagef("You must specify \"--connlimit-above\" or \"--connlimit-upto\".")
 		}
+		return nil
+	},
+	Final: func(a *tables.Args) error {
 		width := familyBits(a.Family)
 		if m := a.Get("connlimit-mask"); !m.Set || m.Lo > width {
 			a.Set("connlimit-mask", tables.Value{Lo: width})

@@ -2,7 +2,6 @@ package ext
 
 import (
 	"strconv"
-	"strings"
 
 	"sluice/conntrack"
 	"sluice/packet"
@@ -29,7 +28,7 @@ func (ctProto) Args() int { return 1 }
 
 func (ctProto) Parse(_ *tables.OptionContext, text []string, v *tables.Value) error {
 	n, ok := tables.ProtocolByName(text[0])
-	if !ok || n == 0 && strings.EqualFold(text[0], "all") && text[0] != "all" {
+	if !ok {
 		return tables.Usagef("unknown protocol \"%s\" specified", text[0])
 	}
 	v.Lo = uint64(n)
@@ -37,6 +36,17 @@ func (ctProto) Parse(_ *tables.OptionContext, text []string, v *tables.Value) er
 }
 
 func (ctProto) Format(v *tables.Value) string { return strconv.FormatUint(v.Lo, 10) }
+
+// ctPort is a range of ports; one that ends at 0 is printed as its first port,
+// though it is kept as it is.
+type ctPort struct{ tables.Type }
+
+func (t ctPort) Format(v *tables.Value) string {
+	if v.Hi == 0 {
+		return strconv.FormatUint(v.Lo, 10)
+	}
+	return t.Type.Format(v)
+}
 
 var ctDir = tables.OneOf{Words: []string{"ORIGINAL", "REPLY"}, Bad: "conntrack: Bad value for \"--ctdir\" option: \"%s\""}
 
@@ -55,7 +65,7 @@ func conntrackOptions() []tables.Option {
 		os = append(os, tables.Option{Name: n, Type: tables.HostMask, Negatable: true, Arg: "address[/mask]", Doc: "address of the original or reply tuple"})
 	}
 	for _, n := range ctPorts {
-		os = append(os, tables.Option{Name: n, Type: tables.ServiceRange, Negatable: true, Arg: "port[:port]", Doc: "port of the original or reply tuple"})
+		os = append(os, tables.Option{Name: n, Type: ctPort{tables.ServiceRange}, Negatable: true, Arg: "port[:port]", Doc: "port of the original or reply tuple"})
 	}
 	return append(os,
 		tables.Option{Name: "ctstatus", Type: ctStatuses, Negatable: true, Arg: "status[,status]…", Doc: "NONE, EXPECTED, SEEN_REPLY, ASSURED or CONFIRMED"},

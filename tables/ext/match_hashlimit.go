@@ -199,7 +199,9 @@ func (plen) Parse(o *tables.OptionContext, text []string, v *tables.Value) error
 		return nil
 	}
 	var m tables.Value
-	if strings.HasPrefix(text[0], "-") || strings.Contains(text[0], "/") || tables.HostMask.Parse(o, text, &m) != nil {
+	numeric := *o
+	numeric.Resolve = nil
+	if strings.HasPrefix(text[0], "-") || strings.Contains(text[0], "/") || tables.HostMask.Parse(&numeric, text, &m) != nil {
 		return tables.Usagef("%s: bad value for option \"--%s\", neither a valid network mask nor valid CIDR (0-%d).\n", o.Ext, o.Name, width)
 	}
 	n, contiguous := tables.MaskBits(m.A)

@@ -31,13 +31,16 @@ type headerList struct{}
 func (headerList) Args() int { return 1 }
 
 func (headerList) Parse(_ *tables.OptionContext, text []string, v *tables.Value) error {
-	if text[0] == "" {
+	if strings.Trim(text[0], ",") == "" {
 		return tables.Usagef("ip6t_ipv6header: cannot parse header names")
 	}
 next:
 	for _, w := range strings.Split(text[0], ",") {
 		if w == "" {
 			continue
+		}
+		if n, ok := tables.ProtocolByName(w); ok && w != "all" && (w[0] < '0' || w[0] > '9') {
+			w = fmt.Sprint(n)
 		}
 		for i, k := range headerKinds {
 			if w == k.short || w == k.long || w == fmt.Sprint(k.number) {

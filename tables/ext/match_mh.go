@@ -47,7 +47,12 @@ func (mobilityType) Parse(_ *tables.OptionContext, text []string, v *tables.Valu
 
 func mobilityNumber(s string) (uint64, error) {
 	for i, t := range mobilityTypes {
-		if hasPrefixFold(t.long, s) || strings.EqualFold(t.short, s) {
+		if strings.EqualFold(t.long, s) || strings.EqualFold(t.short, s) {
+			return uint64(i), nil
+		}
+	}
+	for i, t := range mobilityTypes {
+		if hasPrefixFold(t.long, s) || hasPrefixFold(t.short, s) {
 			return uint64(i), nil
 		}
 	}

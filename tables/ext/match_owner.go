@@ -68,6 +68,16 @@ func (t ownerID) name(v *tables.Value) string {
 	return t.Format(v)
 }
 
+// supplGroups comes behind --gid-owner.
+type supplGroups struct{ tables.Type }
+
+func (supplGroups) Parse(o *tables.OptionContext, _ []string, _ *tables.Value) error {
+	if !o.Args.Has("gid-owner") {
+		return tables.Usagef("owner: Bad value for \"--suppl-groups\" option: \"you need to use --gid-owner first\"")
+	}
+	return nil
+}
+
 var matchOwner = &tables.Match{
 	Name:     "owner",
 	Families: tables.V4V6,
@@ -76,14 +86,11 @@ var matchOwner = &tables.Match{
 		{Name: "socket-exists", Type: tables.Flag, Negatable: true, Doc: "the packet belongs to a socket"},
 		{Name: "uid-owner", Type: ownerID{}, Negatable: true, Arg: "user[-user]", Doc: "the socket's user by name or number"},
 		{Name: "gid-owner", Type: ownerID{group: true}, Negatable: true, Arg: "group[-group]", Doc: "the socket's group by name or number"},
-		{Name: "suppl-groups", Type: tables.Flag, Doc: "supplementary groups count as well"},
+		{Name: "suppl-groups", Type: supplGroups{tables.Flag}, Doc: "supplementary groups count as well"},
 	},
 	Hooks:   hooks.At(hooks.Output, hooks.Postrouting),
 	Depends: tables.DependsOwner,
 	Final: func(a *tables.Args) error {
-		if a.Has("suppl-groups") && !a.Has("gid-owner") {
-			return tables.Usagef("owner: Bad value for \"--suppl-groups\" option: \"you need to use --gid-owner first\"")
-		}
 		if a.Count() == 0 {
 			return tables.Usagef("owner: At least one of --uid-owner, --gid-owner or --socket-exists is required")
 		}

@@ -31,11 +31,11 @@ func (p policyOption) Args() int { return 1 }
 func (p policyOption) Parse(o *tables.OptionContext, text []string, v *tables.Value) error {
 	es := policyElems(o.Args)
 	at := p.at(&(*es)[len(*es)-1])
-	if at.Set {
-		return tables.Usagef("policy match: double --%s option", p.name)
-	}
 	if err := p.t.Parse(o, text, v); err != nil {
 		return err
+	}
+	if at.Set {
+		return tables.Usagef("policy match: double --%s option", p.name)
 	}
 	*at = *v
 	return nil

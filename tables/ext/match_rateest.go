@@ -80,15 +80,16 @@ func (packetRate) Parse(_ *tables.OptionContext, text []string, v *tables.Value)
 
 func (packetRate) Format(v *tables.Value) string { return fmt.Sprint(v.Lo) }
 
-// compareMode is --rateest-lt and its kin: the last one given counts.
-type compareMode struct{ name string }
+// compareMode is --rateest-lt and its kin: the last one given, which has the
+// highest Value.Lo, counts.
+type compareMode struct{}
 
 func (compareMode) Args() int { return 0 }
 
 func (t compareMode) Parse(o *tables.OptionContext, _ []string, v *tables.Value) error {
 	for _, m := range rateModes {
-		if m != t.name {
-			o.Args.Clear("rateest-" + m)
+		if o.Args.Has("rateest-" + m) {
+			v.Lo++
 		}
 	}
 	return nil
@@ -100,7 +101,7 @@ var rateModes = []string{"lt", "gt", "eq"}
 
 func rateestOptions() []tables.Option {
 	text := func(o tables.Option) tables.Option {
-		o.OnceText, o.NotText = "rateest: can't specify --"+o.Name+" twice", "rateest: rateest can't be inverted"
+		o.OnceText, o.NotText = "rateest: can't specify --"+o.Name+" twice", "rateest: "+strings.TrimRight(o.Name, "12")+" can't be inverted"
 		return o
 	}
 	os := []tables.Option{
@@ -109,7 +110,8 @@ func rateestOptions() []tables.Option {
 		text(tables.Option{Name: "rateest-delta", Type: tables.Flag, Doc: "compare how far the rates are below those given"}),
 	}
 	for _, m := range rateModes {
-		o := text(tables.Option{Name: "rateest-" + m, Type: compareMode{m}, Negatable: true, Multi: true, Doc: "the rate is less, greater, or equal"})
+		o := text(tables.Option{Name: "rateest-" + m, Type: compareMode{}, Negatable: true, Doc: "the rate is less, greater, or equal"})
+		o.OnceText = "rateest: can't specify lt/gt/eq twice"
 		os = append(os, o)
 	}
 	for _, n := range []string{"rateest-bps1", "rateest-bps2"} {
@@ -123,12 +125,13 @@ func rateestOptions() []tables.Option {
 }
 
 func rateMode(a *tables.Args) (name string, not bool) {
+	last := uint64(0)
 	for _, m := range rateModes {
-		if v := a.Get("rateest-" + m); v.Set {
-			return m, v.Not
+		if v := a.Get("rateest-" + m); v.Set && v.Lo >= last {
+			name, not, last = m, v.Not, v.Lo
 		}
 	}
-	return "", false
+	return name, not
 }
 
 // rateKinds says what is compared.

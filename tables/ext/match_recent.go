@@ -21,14 +21,16 @@ const (
 
 var recentOps = []struct{ option, title string }{{"set", "SET"}, {"rcheck", "CHECK"}, {"update", "UPDATE"}, {"remove", "REMOVE"}}
 
-// recentSide is --rsource or --rdest: the later one holds.
+// recentSide is --rsource or --rdest; the later one, which has Value.Lo 1, holds.
 type recentSide struct{ other string }
 
 func (recentSide) Args() int                   { return 0 }
 func (recentSide) Format(*tables.Value) string { return "" }
 
-func (t recentSide) Parse(o *tables.OptionContext, _ []string, _ *tables.Value) error {
-	o.Args.Clear(t.other)
+func (t recentSide) Parse(o *tables.OptionContext, _ []string, v *tables.Value) error {
+	if o.Args.Has(t.other) {
+		v.Lo = 1
+	}
 	return nil
 }
 
@@ -64,12 +66,19 @@ var matchRecent = &tables.Match{
 		{Name: "rdest", Type: recentSide{"rsource"}, Doc: "the destination address"},
 		{Name: "mask", Type: recentMask{}, Arg: "netmask", Doc: "mask for the address; that of a list's first rule holds"},
 	},
-	Final: func(a *tables.Args) error {
+	First: func(a *tables.Args) error {
 		if recentOp(a) < 0 {
 			return tables.Usagef("recent: you must specify one of `--set', `--rcheck' `--update' or `--remove'")
 		}
+		return nil
+	},
+	Final: func(a *tables.Args) error {
 		if !a.Has("name") {
 			a.Set("name", tables.Value{Str: "DEFAULT"})
+		}
+		if a.Has("rsource") && a.Has("rdest") {
+			loser := []string{"rdest", "rsource"}[a.Num("rdest")]
+			a.Clear(loser)
 		}
 		if !a.Has("rdest") {
 			a.Set("rsource", tables.Value{})

@@ -64,6 +64,18 @@ func (setArg) Format(v *tables.Value) string {
 	return quoteWord(v.Str) + " " + strings.Join(parts, ",")
 }
 
+// setFlag may be given again; where it means something with "!", that stays.
+type setFlag struct{}
+
+func (setFlag) Args() int                   { return 0 }
+func (setFlag) Format(*tables.Value) string { return "" }
+
+func (setFlag) Parse(o *tables.OptionContext, _ []string, v *tables.Value) error {
+	v.Not = v.Not || o.Args.Not(o.Name)
+	o.Args.Clear(o.Name)
+	return nil
+}
+
 // setCounter is a value to compare a counter with.
 type setCounter struct{ what string }
 
@@ -145,9 +157,9 @@ var matchSet = &tables.Match{
 	Options: append([]tables.Option{
 		{Name: "match-set", Aliases: []string{"set"}, Type: setArg{}, Negatable: true, Arg: "name src|dst[,src|dst]…", Doc: "the packet is in the set",
 			OnceText: "--match-set can be specified only once"},
-		{Name: "return-nomatch", Type: tables.Flag, NotText: "--return-nomatch flag cannot be inverted", Doc: "elements marked nomatch match, and nothing else"},
-		{Name: "update-counters", Type: tables.Flag, Negatable: true, Doc: "with !, the element's counters stay as they are"},
-		{Name: "update-subcounters", Type: tables.Flag, Negatable: true, Doc: "with !, counters in the sets of a list stay as they are"},
+		{Name: "return-nomatch", Type: setFlag{}, Multi: true, NotText: "--return-nomatch flag cannot be inverted", Doc: "elements marked nomatch match, and nothing else"},
+		{Name: "update-counters", Type: setFlag{}, Multi: true, Negatable: true, Doc: "with !, the element's counters stay as they are"},
+		{Name: "update-subcounters", Type: setFlag{}, Multi: true, Negatable: true, Doc: "with !, counters in the sets of a list stay as they are"},
 	}, setCounterOptions()...),
 	Final: func(a *tables.Args) error {
 		if !a.Has("match-set") {

@@ -29,7 +29,10 @@ type tcpFlags struct{}
 
 func (tcpFlags) Args() int { return 2 }
 
-func (tcpFlags) Parse(_ *tables.OptionContext, text []string, v *tables.Value) error {
+func (tcpFlags) Parse(o *tables.OptionContext, text []string, v *tables.Value) error {
+	if o.Args.Has("syn") {
+		return tables.Usagef(onlyOneFlags)
+	}
 	read := func(list string) (bits uint64, err error) {
 		for _, w := range strings.Split(list, ",") {
 			if w == "" {

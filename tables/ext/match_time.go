@@ -126,38 +126,21 @@ type dayList struct{ month bool }
 func (dayList) Args() int { return 1 }
 
 func (t dayList) Parse(o *tables.OptionContext, text []string, v *tables.Value) error {
-	words := strings.Split(text[0], ",")
-	for i, w := range words {
-		if w == "" && (t.month || i == len(words)-1) {
+	for rest := text[0]; rest != ""; {
+		var w string
+		w, rest, _ = strings.Cut(rest, ",")
+		if t.month && w == "" {
 			continue
 		}
-		if w == "" {
-			w = "0"
+		day := weekday
+		if t.month {
+			day = monthday
 		}
-		n, rest, ok := tables.Strtoul(w, 0, all32)
-		switch {
-		case t.month && (!ok || rest != "" || n > 31):
-			// The real one looks at two characters, and takes a word if these are a day.
-			if n, rest, ok := tables.Strtoul(w[:min(2, len(w))], 0, 31); !ok || rest != "" || n > 31 {
-				w = w[:min(2, len(w))]
-			}
-			return tables.Usagef("%s is not a valid day for --monthdays", w)
-		case !t.month && ok && n > 31:
-			return tables.Usagef("%s is not a valid day specifier", w)
-		case !t.month && ok && rest == "" && n == 0:
-			return tables.Usagef("No, the week does NOT begin with Sunday.")
-		case !t.month && (!ok || rest != ""):
-			n = 0
-			for i, name := range weekdayNames {
-				if i > 0 && len(w) >= 2 && w[:2] == name[:2] {
-					n = uint64(i)
-				}
-			}
-			if n == 0 {
-				return tables.Usagef("%s is not a valid day specifier", w[:min(3, len(w))])
-			}
+		n, err := day(w)
+		if err != nil {
+			return err
 		}
-		v.Lo |= 1 << min(n, 63)
+		v.Lo |= 1 << n
 	}
 	all := uint64(allWeekdays)
 	if t.month {
@@ -170,6 +153,42 @@ func (t dayList) Parse(o *tables.OptionContext, text []string, v *tables.Value) 
 		return tables.Usagef("time: \"--%s\" leaves no day", o.Name)
 	}
 	return nil
+}
+
+// monthday reads the first two characters only, as iptables does.
+func monthday(w string) (uint64, error) {
+	w = w[:min(2, len(w))]
+	n, rest, ok := tables.Strtoul(strings.Replace(w, "-0", "0", 1), 0, 31)
+	if !ok || rest != "" {
+		return 0, tables.Usagef("%s is not a valid day for --monthdays", w)
+	}
+	return n, nil
+}
+
+// weekday reads the first three characters: a number, of which the lowest five
+// bits count, or a name by its first two letters.
+func weekday(w string) (uint64, error) {
+	w = w[:min(3, len(w))]
+	digits, minus := strings.CutPrefix(w, "-")
+	if digits == "" {
+		digits = "0"
+	}
+	n, rest, ok := tables.Strtoul(digits, 0, all32)
+	if minus {
+		n = -n
+	}
+	switch {
+	case ok && rest == "" && n == 0 && w != "-":
+		return 0, tables.Usagef("No, the week does NOT begin with Sunday.")
+	case ok && rest == "" && n != 0:
+		return n % 32, nil
+	}
+	for i, name := range weekdayNames {
+		if i > 0 && len(w) >= 2 && w[:2] == name[:2] {
+			return uint64(i), nil
+		}
+	}
+	return 0, tables.Usagef("%s is not a valid day specifier", w)
 }
 
 func (t dayList) Format(v *tables.Value) string {

@@ -125,7 +125,7 @@ func (t natRange) ports(o *tables.OptionContext, s string, v *tables.Value) erro
 	base, _, ok := tables.Strtoul(s, 1, 65535)
 	if !ok {
 		n, found := tables.ServicePort(s, "")
-		if !found && !(s == "0" && !t.shift) {
+		if !found && !(s == "0" && !t.shift && !t.noShift) {
 			return tables.Usagef("Port `%s' not valid", s)
 		}
 		base = uint64(n)

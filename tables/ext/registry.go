@@ -91,6 +91,7 @@ var Registry = tables.NewRegistry(
 		targetNFLOG,
 		targetNFQUEUE,
 		targetNOTRACK,
+		targetQUEUE,
 		targetRATEEST,
 		targetREDIRECT,
 		targetREJECT,

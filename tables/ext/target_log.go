@@ -22,6 +22,9 @@ func (logLevel) Parse(_ *tables.OptionContext, text []string, v *tables.Value) e
 		return nil
 	}
 	i := slices.Index(logLevels, text[0])
+	if text[0] == "panic" {
+		i = 0
+	}
 	if i < 0 {
 		return tables.Usagef("log level \"%s\" unknown\n", text[0])
 	}

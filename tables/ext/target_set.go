@@ -10,16 +10,17 @@ import (
 	"sluice/tables/ipset"
 )
 
-// setTimeout is SET's --timeout in seconds.
+// setTimeout is SET's --timeout in seconds; the last one holds.
 type setTimeout struct{}
 
 func (setTimeout) Args() int { return 1 }
 
-func (setTimeout) Parse(_ *tables.OptionContext, text []string, v *tables.Value) error {
+func (setTimeout) Parse(o *tables.OptionContext, text []string, v *tables.Value) error {
 	n, rest, ok := tables.Strtoul(text[0], 0, allOnes-1)
 	if !ok || rest != "" {
 		return tables.Usagef("Invalid value for option --timeout or out of range 0-4294967294")
 	}
+	o.Args.Clear(o.Name)
 	v.Lo = n
 	return nil
 }
@@ -62,13 +63,13 @@ var targetSET = &tables.Target{
 	Doc:      "Adds the packet's addresses, ports … to an IP set, deletes them from one, or gives the packet what their element carries (skbinfo), and goes on with the next rule.",
 	Options: []tables.Option{
 		{Name: "add-set", Type: setArg{}, Negatable: true, Arg: "name src|dst[,src|dst]…", Doc: "add to the set", OnceText: "--add-set can be specified only once"},
-		{Name: "exist", Type: tables.Flag, Negatable: true, Doc: "an element that is there begins anew"},
-		{Name: "timeout", Type: setTimeout{}, Negatable: true, Arg: "seconds", Doc: "timeout of the element, instead of the set's default"},
+		{Name: "exist", Type: setFlag{}, Multi: true, Negatable: true, Doc: "an element that is there begins anew"},
+		{Name: "timeout", Type: setTimeout{}, Multi: true, Negatable: true, Arg: "seconds", Doc: "timeout of the element, instead of the set's default"},
 		{Name: "del-set", Type: setArg{}, Negatable: true, Arg: "name src|dst[,src|dst]…", Doc: "delete from the set", OnceText: "--del-set can be specified only once"},
 		{Name: "map-set", Type: setArg{}, Negatable: true, Arg: "name src|dst[,src|dst]…", Doc: "look up in the set", OnceText: "--map-set can be specified only once"},
-		{Name: "map-mark", Type: tables.Flag, Negatable: true, Doc: "the packet gets the element's mark"},
-		{Name: "map-prio", Type: tables.Flag, Negatable: true, Doc: "the packet gets the element's priority"},
-		{Name: "map-queue", Type: tables.Flag, Negatable: true, Doc: "accepted; a packet has no hardware queue here"},
+		{Name: "map-mark", Type: setFlag{}, Multi: true, Negatable: true, Doc: "the packet gets the element's mark"},
+		{Name: "map-prio", Type: setFlag{}, Multi: true, Negatable: true, Doc: "the packet gets the element's priority"},
+		{Name: "map-queue", Type: setFlag{}, Multi: true, Negatable: true, Doc: "accepted; a packet has no hardware queue here"},
 	},
 	Final: func(a *tables.Args) error {
 		add, del, mp := a.Has("add-set"), a.Has("del-set"), a.Has("map-set")

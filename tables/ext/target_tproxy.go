@@ -3,7 +3,6 @@ package ext
 import (
 	"fmt"
 	"strconv"
-	"strings"
 
 	"sluice/hooks"
 	"sluice/packet"
@@ -19,16 +18,9 @@ func (onePort) Parse(_ *tables.OptionContext, text []string, v *tables.Value) er
 	if text[0] == "" {
 		return nil // the real one takes it for 0
 	}
-	n, err := strconv.ParseUint(strings.TrimPrefix(strings.TrimLeft(text[0], " "), "+"), 10, 16)
-	if err != nil {
-		p, ok := tables.ServicePort(text[0], "")
-		if !ok {
-			return tables.Usagef("Port \"%s\" does not resolve to anything.\n", text[0])
-		}
-		n = uint64(p)
-	}
+	n, err := tables.NumericService(text[0])
 	v.Lo = n
-	return nil
+	return err
 }
 
 func (onePort) Format(v *tables.Value) string { return strconv.FormatUint(v.Lo, 10) }
