@@ -198,8 +198,7 @@ rules = [
 	}
 }
 
-// TestConnlabel: the answers of connections with the label come back, no
-// others; conntrack shows it, sets it, and takes it away.
+// TestConnlabel: the answers of connections with the label come back, no others.
 func TestConnlabel(t *testing.T) {
 	rules := `
 policy = { FORWARD = "DROP" }

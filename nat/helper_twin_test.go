@@ -227,7 +227,6 @@ func pptpGRE(call uint16) []byte {
 }
 
 var (
-	seconds  = regexp.MustCompile(`(?m)^(\d+ proto|(?:\w+ +){2}\d+)`)
 	zeros    = regexp.MustCompile(`(\\x00){8,}`)
 	uses     = regexp.MustCompile(` use=\d+| mark=0| secctx=\S+`)
 	lifetime = regexp.MustCompile(`^(\w+ +\d+ )(\d+)( .*)$|^()(\d+)( proto=.*)$`)

@@ -357,10 +357,6 @@ func stale(t *testing.T, path string) {
 	l.Close()
 }
 
-type writerFunc func(p []byte) (int, error)
-
-func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
-
 // FuzzServer sends bytes to a server: it has to answer or hang up, and never panic.
 func FuzzServer(f *testing.F) {
 	for _, s := range []string{

@@ -32,7 +32,8 @@ PROTO is tcp, udp, udplite, sctp, dccp, icmp, icmp6, gre, esp or a number. WORDS
 are TCP flags as letters of FSRPAUEC, len=N or data="text" or hex=0a0b (payload),
 seq= ack= win= urg= mss=, id= seq= type=TYPE/CODE rest= (ICMP), ttl= tos= ipid=
 df, frag=OFFSET with + where more follow, opts=HEX tcpopts=HEX, ext=hop,dest,route,ah
-(IPv6), flow=, nocsum badcsum badip, and about DESCRIPTION at the end.
+(IPv6), flow=, nocsum badcsum badip, and about DESCRIPTION at the end. A port that
+is left out is 0.
 
 Without INTERFACE a packet comes in where its source is routed to, and one from an
 address of the router's own is the router's. +TIME moves the clock first (+30s).
