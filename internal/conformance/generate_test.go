@@ -35,7 +35,7 @@ type generator struct {
 }
 
 func newGenerator(seed uint64) *generator {
-	return &generator{bound: map[int]bool{}, Rand: rand.New(rand.NewPCG(seed, 0x5141ce)), withSets: seed%4 == 3}
+	return &generator{bound: map[int]bool{}, tcpCut: 24, Rand: rand.New(rand.NewPCG(seed, 0x5141ce)), withSets: seed%4 == 3}
 }
 
 func pickOne[T any](g *generator, of ...T) T { return of[g.IntN(len(of))] }

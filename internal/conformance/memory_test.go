@@ -50,7 +50,7 @@ func memoryRun(t *testing.T, seed uint64, vs ...variant) (c *compare, recalled, 
 		if x.load(s) != "" {
 			return nil, 0, 0 // rules that are refused
 		}
-		r := &repeating{x, 6 + int(seed%4)}
+		r := &repeating{x, 12 + int(seed%4)}
 		if i == 0 {
 			c.k = r
 		} else {
@@ -107,7 +107,7 @@ func TestMemory(t *testing.T) {
 		t.Fatalf("seed %d: a run with memory differs from that without (kernel)\n%s", *seed+n, c.s.format(false))
 	}
 	t.Logf("%d of %d packets needed no walk; %d of %d runs were left to chance", recalled, packets, chance, runs)
-	if recalled*20 < packets || chance*50 > runs+50 {
+	if recalled < 20*uint64(runs) || chance*50 > runs+50 {
 		t.Error("too little was compared")
 	}
 }
