@@ -186,7 +186,7 @@ func outcomes(run program, cs []textCase, likely func(i int) bool) []outcome {
 			fmt.Fprintf(&chains, ":%s - [0:0]\n", chainName(i))
 			if likely(i) {
 				together = append(together, i)
-				fmt.Fprintf(&rules, "-A %s%s\n", chainName(i), quoted(c.args))
+				fmt.Fprintf(&rules, "-A %s%s\n", chainName(i), restoreWords(c.args))
 			}
 		}
 		if len(together) > 0 {
@@ -240,8 +240,8 @@ func outcomes(run program, cs []textCase, likely func(i int) bool) []outcome {
 	return out
 }
 
-// quoted is arguments as a restore file has them.
-func quoted(args []string) string {
+// restoreWords is arguments as a restore file has them.
+func restoreWords(args []string) string {
 	var s strings.Builder
 	escape := strings.NewReplacer(`\`, `\\`, `"`, `\"`)
 	for _, a := range args {
