@@ -85,7 +85,7 @@ func (hashRate) Format(v *tables.Value) string { return fmt.Sprint(v.Lo) }
 
 // longPrefix reads the decimal number at the beginning of s, as atol does.
 func longPrefix(s string) (n uint64, neg bool) {
-	s = strings.TrimLeft(s, " \t\n\v\f\r")
+	s = strings.TrimLeft(s, blanks)
 	if s != "" && (s[0] == '-' || s[0] == '+') {
 		neg = s[0] == '-'
 		s = s[1:]

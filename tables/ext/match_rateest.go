@@ -25,8 +25,8 @@ func (bitRate) Parse(_ *tables.OptionContext, text []string, v *tables.Value) er
 	if text[0] == "" {
 		return nil
 	}
-	num := strings.TrimRight(text[0], "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
-	x, err := strconv.ParseFloat(num, 64)
+	num := strings.TrimRight(text[0], letters)
+	x, err := strconv.ParseFloat(strings.TrimLeft(num, blanks), 64)
 	unit := strings.ToLower(text[0][len(num):])
 	scale := 1.0
 	if len(unit) > 3 {

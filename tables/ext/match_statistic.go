@@ -25,7 +25,7 @@ type probability struct{}
 func (probability) Args() int { return 1 }
 
 func (probability) Parse(o *tables.OptionContext, text []string, v *tables.Value) error {
-	p, err := strconv.ParseFloat(strings.TrimLeft(text[0], " \t\n"), 64)
+	p, err := strconv.ParseFloat(strings.TrimLeft(text[0], blanks), 64)
 	if err != nil || !(p >= 0 && p <= 1) || strings.Contains(text[0], "_") {
 		return tables.Usagef("%s: bad value for option \"--%s\", or out of range (0-1).\n", o.Ext, o.Name)
 	}

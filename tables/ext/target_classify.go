@@ -32,7 +32,7 @@ func (classID) Parse(_ *tables.OptionContext, text []string, v *tables.Value) er
 // scanHex reads a number as scanf's %x does: blanks and a sign before it, and
 // "0x" alone, are taken.
 func scanHex(s string) (n uint64, rest string, ok bool) {
-	s = strings.TrimLeft(s, " \t\n\v\f\r")
+	s = strings.TrimLeft(s, blanks)
 	neg := strings.HasPrefix(s, "-")
 	if neg || strings.HasPrefix(s, "+") {
 		s = s[1:]

@@ -66,14 +66,20 @@ func (e *estimator) rates(now int64) (bytes, packets uint64) {
 	return bytes, packets
 }
 
+// A number's unit follows it; blanks before it count for nothing, as in strtod.
+const (
+	letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+	blanks  = " \t\n\v\f\r"
+)
+
 // duration is a time in microseconds in Value.Lo, written with s, ms or us.
 type duration struct{ what string }
 
 func (duration) Args() int { return 1 }
 
 func (t duration) Parse(_ *tables.OptionContext, text []string, v *tables.Value) error {
-	num := strings.TrimRight(text[0], "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
-	x, err := strconv.ParseFloat(num, 64)
+	num := strings.TrimRight(text[0], letters)
+	x, err := strconv.ParseFloat(strings.TrimLeft(num, blanks), 64)
 	switch strings.ToLower(text[0][len(num):]) {
 	case "s", "sec", "secs":
 		x *= 1e6
