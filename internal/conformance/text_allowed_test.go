@@ -63,6 +63,9 @@ var allowances = []allowance{
 	{row: "`recent --seconds 4294967295`", is: func(c *textCase, ours, real outcome) bool {
 		return c.uses("recent") && strings.NewReplacer("--seconds 4294967295", "--seconds -1", "seconds: 4294967295", "seconds: -1").Replace(ours.printed) == real.printed
 	}},
+	{row: "`-eq` given twice", is: func(c *textCase, ours, real outcome) bool {
+		return c.uses("rateest") && ours.refused == "" && strings.Contains(real.refused, "can't specify lt/gt/eq twice")
+	}},
 	{row: "SNPT and DNPT with `::/0`", is: func(c *textCase, ours, real outcome) bool {
 		return (c.uses("SNPT") || c.uses("DNPT")) && leavesOut(ours.printed, real.printed, noPrefix)
 	}},

@@ -110,8 +110,7 @@ func rateestOptions() []tables.Option {
 		text(tables.Option{Name: "rateest-delta", Type: tables.Flag, Doc: "compare how far the rates are below those given"}),
 	}
 	for _, m := range rateModes {
-		o := text(tables.Option{Name: "rateest-" + m, Type: compareMode{}, Negatable: true, Doc: "the rate is less, greater, or equal"})
-		o.OnceText = "rateest: can't specify lt/gt/eq twice"
+		o := text(tables.Option{Name: "rateest-" + m, Type: compareMode{}, Negatable: true, Multi: true, Doc: "the rate is less, greater, or equal"})
 		os = append(os, o)
 	}
 	for _, n := range []string{"rateest-bps1", "rateest-bps2"} {
