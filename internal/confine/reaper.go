@@ -30,8 +30,7 @@ type keeper struct {
 func newKeeper() (*keeper, error) {
 	k := &keeper{orders: make(chan func())}
 	made := make(chan error)
-	go func() {
-		runtime.LockOSThread()
+	go aside(func() {
 		err := scope()
 		made <- err
 		if err != nil {
@@ -40,11 +39,28 @@ func newKeeper() (*keeper, error) {
 		for f := range k.orders {
 			f()
 		}
-	}()
+	})
 	if err := <-made; err != nil {
 		return nil, err // whose killAll would know no bounds
 	}
 	return k, nil
+}
+
+// aside runs f on a thread of its own that is not the process' first: a signal
+// to the process asks for the first thread's domain, which has to be outside.
+func aside(f func()) {
+	runtime.LockOSThread()
+	if unix.Gettid() != unix.Getpid() {
+		f()
+		return
+	}
+	done := make(chan struct{})
+	go func() { // elsewhere, as long as the first thread waits here
+		defer close(done)
+		runtime.LockOSThread()
+		f()
+	}()
+	<-done
 }
 
 // do runs f on the thread.
