@@ -78,7 +78,7 @@ func TestAttach(t *testing.T) {
 		cmd := d.tool("attach", "--allow", "good.test:80", "--publish", "127.0.0.1:8080:80", fmt.Sprint(c.pid))
 		cmd.Env = append(cmd.Env, "SLUICE_SOCKET="+socket)
 		a := d.StartCommand(cmd)
-		a.Expect("sluice: ready", 2*deadline)
+		a.Expect("sluice: ready", 6*deadline)
 		c.says("ip -o addr show exec0; ip route", "10.0.2.100/24")
 		c.says("curl -sS --max-time 20 http://good.test/", "a page")
 		c.says("dig +short +tcp good.test", "198.51.100.1")
@@ -113,7 +113,7 @@ func TestAttach(t *testing.T) {
 		ns := fmt.Sprintf("/proc/%d/ns/", c.pid)
 		for range 2 {
 			a := d.StartCommand(d.tool("attach", "--netns", ns+"net", "--userns", ns+"user"))
-			a.Expect("sluice: ready", 2*deadline)
+			a.Expect("sluice: ready", 6*deadline)
 			c.says("curl -sS --max-time 20 http://bad.test/", "a page")
 			a.Process.Signal(syscall.SIGTERM)
 			a.Wait(2 * deadline)
@@ -129,7 +129,7 @@ func TestAttach(t *testing.T) {
 		if d.kind.user == "root" { // a pod's namespace: root's, with a name, in the node's user namespace
 			pod := d.NS("pod")
 			a := d.StartCommand(d.tool("attach", "--allow", "198.51.100.1", "--netns", "/run/netns/"+pod.Name))
-			a.Expect("sluice: ready", 2*deadline)
+			a.Expect("sluice: ready", 6*deadline)
 			if out, err := pod.Run("curl", "-sS", "--max-time", "20", "http://198.51.100.1/"); err != nil || out != "a page" {
 				t.Errorf("in the pod: %v\n%s", err, out)
 			}

@@ -64,7 +64,7 @@ rules = [%s]
 [ip6tables.mangle]
 rules = [%s]
 `, quoted(rules("")), quoted(rules("6"))), nil, "--log-level", "debug")
-	r.Expect("sluice: ready", 2*deadline)
+	r.Expect("sluice: ready", 6*deadline)
 	raw := one.Raw("tun0")
 	k := packettest.NewKernel(t)
 	for cmd, v6 := range map[string]string{"iptables-legacy": "", "ip6tables-legacy": "6"} {

@@ -278,7 +278,7 @@ func TestTraceTarget(t *testing.T) {
 	one := l.NS("one")
 	l.NS("two")
 	r := l.SluiceCommand(twoNets, nil, "--log-level", "debug")
-	r.Expect("sluice: ready", 2*deadline)
+	r.Expect("sluice: ready", 6*deadline)
 	for _, rule := range []string{
 		"-t raw -A PREROUTING -p icmp -j TRACE", "-t raw -A PREROUTING -p icmp -m comment --comment x",
 		"-N a", "-N b", "-N c", "-A INPUT -p icmp -j a", "-A INPUT -p icmp -g c", "-A a -p tcp -j DROP", "-A a -p icmp -j b",

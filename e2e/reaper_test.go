@@ -99,7 +99,7 @@ func TestExecSubreaperKilled(t *testing.T) {
 			// A child of the shell in front, which becomes exec: none of its business.
 			p := d.StartCommand(d.command("sh", "-c", `sleep 1000 >/dev/null 2>&1 & echo "other $!"; exec "$@"`, "sh", lab.Binary(t), "exec", "--device", d.kind.device, "--", "sh", "-c",
 				`setsid sh -c 'setsid sleep 1000 & sleep 1000' & sleep 1000 & echo ready; wait`))
-			p.Expect("ready", 2*deadline)
+			p.Expect("ready", 6*deadline)
 			pid, other := p.Process.Pid, 0
 			fmt.Sscanf(p.Output()[strings.Index(p.Output(), "other "):], "other %d", &other)
 			stage := d.stageOf(pid)

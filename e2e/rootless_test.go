@@ -87,7 +87,7 @@ func (b *box) run(config, mode, then string) *lab.Sluice {
 // routes shows that the router in the box does its work.
 func (b *box) routes(t *testing.T, r *lab.Sluice) {
 	t.Helper()
-	r.Expect("sluice: ready", 2*deadline)
+	r.Expect("sluice: ready", 6*deadline)
 	b.ns.Must("ping", "-n", "-c", "1", "-W", "2", "10.0.1.1")
 	b.ns.Must("ping", "-n", "-c", "1", "-W", "2", "fd00:1::1")
 	if out := b.ns.Must("curl", "-sS", "--max-time", "10", "http://10.0.1.1/"); !strings.Contains(out, "lan0") {
