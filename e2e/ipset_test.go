@@ -26,7 +26,7 @@ func TestSets(t *testing.T) {
 			set("create", "web", "hash:ip,port", "family", x.family)
 			b.r.Must(x.tool, "-A", "FORWARD", "-i", "lan0", "-p", "tcp", "-m", "set", "!", "--match-set", "web", "dst,dst", "-j", "REJECT", "--reject-with", "tcp-reset")
 			b.r.Must(x.tool, "-A", "FORWARD", "-i", "lan0", "!", "-p", "tcp", "-m", "set", "!", "--match-set", "open", "dst", "-j", "DROP")
-			say(b.server, net.JoinHostPort(x.server, "80"), "HTTP/1.0 200 OK\r\n\r\nthe page\n")
+			website(b.server, net.JoinHostPort(x.server, "80"), "the page")
 			echo(b.server, net.JoinHostPort(x.server, "9000"))
 			flow := dial(t, b.client, "udp", net.JoinHostPort(x.server, "9000"))
 			url := "http://" + net.JoinHostPort(x.server, "80") + "/"
@@ -75,7 +75,7 @@ func TestSets(t *testing.T) {
 			drops("flushed")
 
 			set("add", "web", x.server+",tcp:80")
-			if out := b.client.Must("curl", "-sS", "-g", "--max-time", "10", url); out != "the page\n" {
+			if out := b.client.Must("curl", "-sS", "-g", "--max-time", "10", url); out != "the page" {
 				t.Errorf("%q", out)
 			}
 			if _, text, code := b.r.Tool("ipset", "destroy", "web"); code != 1 || !strings.Contains(text, "in use") {
