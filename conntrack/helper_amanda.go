@@ -42,25 +42,12 @@ func helpAmanda(c *helpCall) bool {
 		if uint16(v) == 0 {
 			break
 		}
-		ok = c.expectBackup(off, n, uint16(v))
+		x := c.expectation(packet.ProtoTCP, &c.e.orig.Src, c.e.orig.Dst, uint16(v))
+		ok = c.announce(x, off, n, backupPort)
 	}
 	return ok
 }
 
-// expectBackup expects the server at a port that the client has named in n bytes at off.
-func (c *helpCall) expectBackup(off, n int, port uint16) bool {
-	x := c.expectation(packet.ProtoTCP, &c.e.orig.Src, c.e.orig.Dst, port)
-	if !c.translated {
-		return c.expect(x)
-	}
-	x.Follow, x.NATDir, x.SavedPort = FollowMaster, Reply, port
-	if !c.w.ExpectPort(c.e, c.idx, x) {
-		return false
-	}
-	var text [8]byte
-	if c.mangle(off, n, strconv.AppendUint(text[:0], uint64(x.Tuple.DstPort), 10)) {
-		return true
-	}
-	c.w.unexpect(x)
-	return false
+func backupPort(b []byte, x *Expectation) []byte {
+	return strconv.AppendUint(b, uint64(x.Tuple.DstPort), 10)
 }

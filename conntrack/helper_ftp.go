@@ -90,27 +90,9 @@ func (c *helpCall) announced(data []byte) bool {
 		}
 		back := c.e.Tuple(c.dir.Other())
 		x := c.expectation(packet.ProtoTCP, &back.Src, back.Dst, a.port)
-		if c.translated {
-			return c.announce(f.form, off, n, x)
-		}
-		return c.expect(x)
+		return c.announce(x, off, n, f.form.write)
 	}
 	return true
-}
-
-// announce rewrites an announced address to the one that the peer reaches the
-// announcer by, with the same port if nobody expects a connection there.
-func (c *helpCall) announce(form ftpNotation, off, n int, x *Expectation) bool {
-	x.Follow, x.NATDir, x.SavedPort = FollowMaster, c.dir, x.Tuple.DstPort
-	if !c.w.ExpectPort(c.e, c.idx, x) {
-		return false
-	}
-	var text [64]byte
-	if c.mangle(off, n, form.write(text[:0], x)) {
-		return true
-	}
-	c.w.unexpect(x)
-	return false
 }
 
 // write appends an address and port in the notation (RFC 959, 2428). IPv6

@@ -28,21 +28,13 @@ func helpIRC(c *helpCall) bool {
 		return true
 	}
 	x := c.expectation(packet.ProtoTCP, nil, c.e.reply.Dst, port)
-	if !c.translated {
-		return c.expect(x)
-	}
-	x.Follow, x.NATDir, x.SavedPort = FollowMaster, Original, port
-	if !c.w.ExpectPort(c.e, c.idx, x) {
-		return false
-	}
-	var text [24]byte
-	b := strconv.AppendUint(text[:0], uint64(be.Uint32(c.e.reply.Dst[:])), 10)
-	b = strconv.AppendUint(append(b, ' '), uint64(x.Tuple.DstPort), 10)
-	if c.mangle(off, n, b) {
-		return true
-	}
-	c.w.unexpect(x)
-	return false
+	return c.announce(x, off, n, writeDCC)
+}
+
+// writeDCC appends an address, as one number, and a port.
+func writeDCC(b []byte, x *Expectation) []byte {
+	b = strconv.AppendUint(b, uint64(be.Uint32(x.Tuple.Dst[:])), 10)
+	return strconv.AppendUint(append(b, ' '), uint64(x.Tuple.DstPort), 10)
 }
 
 // readDCC finds the address and port of an offer, and where they are written; n

@@ -63,3 +63,22 @@ func (c *helpCall) shift(delta int) bool {
 	_, _, seq := tcpPayload(c.p)
 	return c.w.ShiftSeq(c.e, c.dir, seq, int32(delta))
 }
+
+// announce expects x, which the payload names in n bytes at off. For a translated
+// connection write gives what the peer reaches the announcer by, with the same
+// port if nobody expects a connection there.
+func (c *helpCall) announce(x *Expectation, off, n int, write func(b []byte, x *Expectation) []byte) bool {
+	if !c.translated {
+		return c.expect(x)
+	}
+	x.Follow, x.NATDir, x.SavedPort = FollowMaster, c.dir, x.Tuple.DstPort
+	if !c.w.ExpectPort(c.e, c.idx, x) {
+		return false
+	}
+	var text [64]byte
+	if c.mangle(off, n, write(text[:0], x)) {
+		return true
+	}
+	c.w.unexpect(x)
+	return false
+}

@@ -75,31 +75,15 @@ func (w *Worker) adjustSeq(p *packet.Packet, e *Entry) {
 	if other.Before == 0 && other.After == 0 {
 		return
 	}
-	end := int(th[12]>>4) * 4
-	if end > len(th) {
-		return
-	}
-	for i := 20; i < end; {
-		switch th[i] {
-		case 0:
-			return
-		case 1:
-			i++
+	opts := p.TCPOptions()
+	for o, rest := packet.NextTCPOption(opts); o != nil; o, rest = packet.NextTCPOption(rest) {
+		if o[0] != 5 || len(o) < 10 || (len(o)-2)%8 != 0 {
 			continue
 		}
-		if i+2 > end {
-			return
+		at := 20 + len(opts) - len(rest) - len(o)
+		for j := 2; j < len(o); j += 4 {
+			set32(p, at+j, back(be.Uint32(o[j:])))
 		}
-		n := int(th[i+1])
-		if n < 2 || i+n > end {
-			return
-		}
-		if th[i] == 5 && n >= 10 && (n-2)%8 == 0 {
-			for j := i + 2; j+4 <= i+n; j += 4 {
-				set32(p, j, back(be.Uint32(th[j:])))
-			}
-		}
-		i += n
 	}
 }
 

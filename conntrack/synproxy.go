@@ -57,30 +57,18 @@ func (e *Entry) TCPWindow(d Dir) uint32 {
 // MoveTimestamp moves the timestamp that is the server's: its own in the reply
 // direction, the echoed one in the other.
 func (w *Worker) MoveTimestamp(p *packet.Packet, off uint32) {
-	th := p.Transport()
-	if off == 0 || len(th) < 20 {
+	if off == 0 {
 		return
 	}
 	at, by := 6, off
 	if p.CtInfo.Reply() {
 		at, by = 2, -off
 	}
-	end := min(int(th[12]>>4)*4, len(th))
-	for i := 20; i < end; {
-		switch th[i] {
-		case 0:
-			return
-		case 1:
-			i++
-			continue
-		}
-		if i+2 > end || th[i+1] < 2 || i+int(th[i+1]) > end {
+	opts := p.TCPOptions()
+	for o, rest := packet.NextTCPOption(opts); o != nil; o, rest = packet.NextTCPOption(rest) {
+		if o[0] == 8 && len(o) == 10 {
+			set32(p, 20+len(opts)-len(rest)-len(o)+at, be.Uint32(o[at:])+by)
 			return
 		}
-		if th[i] == 8 && th[i+1] == 10 {
-			set32(p, i+at, be.Uint32(th[i+at:])+by)
-			return
-		}
-		i += int(th[i+1])
 	}
 }

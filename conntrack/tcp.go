@@ -174,58 +174,29 @@ func tcpValid(flags uint8) bool {
 func (d *tcpDir) options(opts []byte) {
 	d.scale = 0
 	d.flags &= tcpLiberal
-	for len(opts) > 0 {
-		switch opts[0] {
-		case 0:
-			return
-		case 1:
-			opts = opts[1:]
-			continue
-		}
-		if len(opts) < 2 {
-			return
-		}
-		n := int(opts[1])
-		if n < 2 || n > len(opts) {
-			return
-		}
+	for o, rest := packet.NextTCPOption(opts); o != nil; o, rest = packet.NextTCPOption(rest) {
 		switch {
-		case opts[0] == 4 && n == 2:
+		case o[0] == 4 && len(o) == 2:
 			d.flags |= tcpSackPerm
-		case opts[0] == 3 && n == 3:
-			d.scale = min(opts[2], 14)
+		case o[0] == 3 && len(o) == 3:
+			d.scale = min(o[2], 14)
 			d.flags |= tcpWindowScale
 		}
-		opts = opts[n:]
 	}
 }
 
 // sack gives the highest sequence number that the SACK blocks acknowledge, from ack on.
 func sack(opts []byte, ack uint32) uint32 {
-	for len(opts) > 0 {
-		switch opts[0] {
-		case 0:
-			return ack
-		case 1:
-			opts = opts[1:]
+	for o, rest := packet.NextTCPOption(opts); o != nil; o, rest = packet.NextTCPOption(rest) {
+		if o[0] != 5 || len(o) < 10 || (len(o)-2)%8 != 0 {
 			continue
 		}
-		if len(opts) < 2 {
-			return ack
-		}
-		n := int(opts[1])
-		if n < 2 || n > len(opts) {
-			return ack
-		}
-		if opts[0] == 5 && n >= 10 && (n-2)%8 == 0 {
-			for b := opts[2:n]; len(b) >= 8; b = b[8:] {
-				if r := be.Uint32(b[4:]); after(r, ack) {
-					ack = r
-				}
+		for b := o[2:]; len(b) >= 8; b = b[8:] {
+			if r := be.Uint32(b[4:]); after(r, ack) {
+				ack = r
 			}
-			return ack
 		}
-		opts = opts[n:]
+		break
 	}
 	return ack
 }

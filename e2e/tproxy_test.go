@@ -6,8 +6,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"sluice/e2e/lab"
 )
 
 // tproxyRules is the usual way to use TPROXY: connections that are known go
@@ -25,12 +23,7 @@ const tproxyRules = `
 // TestTPROXY: real clients' connections to others end at transparent services,
 // which answer under the addresses that the clients meant.
 func TestTPROXY(t *testing.T) {
-	t.Parallel()
-	l := lab.New(t)
-	l.Need("curl")
-	client := l.NS("client")
-	l.NS("server")
-	r := l.Sluice(pair + `
+	b := newBed(t, `
 [[route]]
 to    = "0.0.0.0/0"
 type  = "local"
@@ -54,24 +47,25 @@ transparent = true
 mark        = 0x20
 
 [iptables.mangle]
-rules = [` + tproxyRules + `  "-A OUTPUT -p tcp --sport 7000 -m mark --mark 0x20" ]
+rules = [`+tproxyRules+`  "-A OUTPUT -p tcp --sport 7000 -m mark --mark 0x20" ]
 [iptables.filter]
 policy = { FORWARD = "DROP" }
 rules = [ "-A INPUT -p tcp -m socket --transparent", "-A OUTPUT -s 192.0.2.80/32 -p tcp --sport 80" ]
 [ip6tables.mangle]
-rules = [` + tproxyRules + `]
+rules = [`+tproxyRules+`]
 [ip6tables.filter]
 policy = { FORWARD = "DROP" }
 `)
+	b.Need("curl")
 	for _, url := range []string{"http://192.0.2.80/status.json", "http://[2001:db8::80]/status.json"} {
-		if out := client.Must("curl", "-sS", "--max-time", "20", "-g", url); !strings.Contains(out, "interfaces") {
+		if out := b.client.Must("curl", "-sS", "--max-time", "20", "-g", url); !strings.Contains(out, "interfaces") {
 			t.Errorf("%s gave %q", url, out)
 		}
 	}
 	// The services' ends are the addresses that the client meant.
 	for _, to := range []string{"192.0.2.81:7000", "[2001:db8::81]:7000"} {
 		for _, network := range []string{"tcp", "udp"} {
-			c, err := client.Dial(network, to)
+			c, err := b.client.Dial(network, to)
 			if err != nil {
 				t.Errorf("%s %s: %v", network, to, err)
 				continue
@@ -87,20 +81,20 @@ policy = { FORWARD = "DROP" }
 		}
 	}
 	for _, rule := range []string{"--dport 80 -j TPROXY", "-j DIVERT", "-m socket --transparent", "--sport 80", "--mark 0x20"} {
-		if r.Counter("iptables-save", rule) == 0 {
+		if b.r.Counter("iptables-save", rule) == 0 {
 			t.Errorf("nothing met the rule with %q", rule)
 		}
 	}
-	if n := r.Status().Forwarded; n != 0 {
+	if n := b.r.Status().Forwarded; n != 0 {
 		t.Errorf("%d packets were forwarded", n)
 	}
 	// A port that no transparent socket is at: dropped, not forwarded.
-	r.Must("iptables", "-t", "mangle", "-I", "PREROUTING", "-p", "tcp", "--dport", "81", "-j", "TPROXY", "--on-port", "9", "--tproxy-mark", "1")
-	if c, err := client.DialTimeout("tcp", "192.0.2.80:81", 2*time.Second); err == nil {
+	b.r.Must("iptables", "-t", "mangle", "-I", "PREROUTING", "-p", "tcp", "--dport", "81", "-j", "TPROXY", "--on-port", "9", "--tproxy-mark", "1")
+	if c, err := b.client.DialTimeout("tcp", "192.0.2.80:81", 2*time.Second); err == nil {
 		c.Close()
 		t.Error("somebody answers at port 81")
 	} else if ne, ok := err.(net.Error); !ok || !ne.Timeout() {
 		t.Errorf("port 81: %v", err)
 	}
-	r.AwaitDropped("mangle.PREROUTING.rule", 1)
+	b.r.AwaitDropped("mangle.PREROUTING.rule", 1)
 }

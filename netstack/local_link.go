@@ -192,39 +192,30 @@ func (l *Local) resetTOS(b []byte) {
 // corrects the checksum as RFC 1624 has it.
 func (l *Local) clampMSS(t []byte, peer netip.Addr) {
 	opts := t[header.TCPMinimumSize:max(header.TCPMinimumSize, min(int(t[12]>>4)*4, len(t)))]
-	for i := 0; i+1 < len(opts); {
-		switch opts[i] {
-		case header.TCPOptionEOL:
-			return
-		case header.TCPOptionNOP:
-			i++
+	for o, rest := packet.NextTCPOption(opts); o != nil; o, rest = packet.NextTCPOption(rest) {
+		if o[0] != header.TCPOptionMSS || len(o) != header.TCPOptionMSSLength {
 			continue
 		}
-		n := int(opts[i+1])
-		if n < 2 || i+n > len(opts) {
+		mss := l.pathMTU(peer) - header.TCPMinimumSize - header.IPv4MinimumSize
+		if !peer.Is4() {
+			mss -= header.IPv6MinimumSize - header.IPv4MinimumSize
+		}
+		mss = max(mss, 88) // Linux' least: TCP_MIN_MSS
+		old := int(binary.BigEndian.Uint16(o[2:]))
+		if old <= mss {
 			return
 		}
-		if opts[i] == header.TCPOptionMSS && n == header.TCPOptionMSSLength {
-			mss := l.pathMTU(peer) - header.TCPMinimumSize - header.IPv4MinimumSize
-			if !peer.Is4() {
-				mss -= header.IPv6MinimumSize - header.IPv4MinimumSize
-			}
-			mss = max(mss, 88) // Linux' least: TCP_MIN_MSS
-			if old := int(binary.BigEndian.Uint16(opts[i+2:])); old > mss {
-				// The option's value may lie on an odd offset, so sum the
-				// two bytes where they stand.
-				sum := binary.BigEndian.Uint16(t[header.TCPChecksumOffset:])
-				binary.BigEndian.PutUint16(opts[i+2:], uint16(mss))
-				was, is := uint16(old), uint16(mss)
-				if i%2 != 0 {
-					was, is = was<<8|was>>8, is<<8|is>>8
-				}
-				sum = ^checksum.Combine(checksum.Combine(^sum, ^was), is)
-				binary.BigEndian.PutUint16(t[header.TCPChecksumOffset:], sum)
-			}
-			return
+		// The option's value may lie on an odd offset, so sum the two bytes
+		// where they stand.
+		sum := binary.BigEndian.Uint16(t[header.TCPChecksumOffset:])
+		binary.BigEndian.PutUint16(o[2:], uint16(mss))
+		was, is := uint16(old), uint16(mss)
+		if (len(opts)-len(rest))%2 != 0 {
+			was, is = was<<8|was>>8, is<<8|is>>8
 		}
-		i += n
+		sum = ^checksum.Combine(checksum.Combine(^sum, ^was), is)
+		binary.BigEndian.PutUint16(t[header.TCPChecksumOffset:], sum)
+		return
 	}
 }
 

@@ -191,6 +191,18 @@ func (p *Packet) TCPOptions() []byte {
 	return p.Transport()[20:n]
 }
 
+// NextTCPOption is the first of opts, its kind and length with it, and what
+// follows; nil where the list ends or is damaged. No-operations are passed over.
+func NextTCPOption(opts []byte) (opt, rest []byte) {
+	for len(opts) > 0 && opts[0] == 1 {
+		opts = opts[1:]
+	}
+	if len(opts) < 2 || opts[0] == 0 || opts[1] < 2 || int(opts[1]) > len(opts) {
+		return nil, nil
+	}
+	return opts[:opts[1]], opts[opts[1]:]
+}
+
 // ICMPType is the type of an ICMP or ICMPv6 message; ok is false without one.
 func (p *Packet) ICMPType() (typ, code uint8, ok bool) {
 	if p.Flags&HasL4 == 0 || p.Proto != ProtoICMP && p.Proto != ProtoICMPv6 {

@@ -8,21 +8,28 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// running is a router that runs until end is called.
+func running(t *testing.T, workers int) (r *Router, end func() error) {
+	t.Helper()
+	ready := make(chan struct{})
+	r, err := New(&Config{Router: RouterConfig{Workers: workers}}, Options{Ready: func() { close(ready) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { r.Close() })
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() { ended <- r.Run(ctx) }()
+	<-ready
+	return r, func() error { cancel(); return <-ended }
+}
+
 // TestSleepersDoNotStopTheRuntime: the runtime can stop the world, again and
 // again, while workers sleep without its knowledge, and a worker's processor is
 // given back at the end. If it could not, this would never end.
 func TestSleepersDoNotStopTheRuntime(t *testing.T) {
 	before := runtime.GOMAXPROCS(0)
-	running := make(chan struct{})
-	r, err := New(&Config{Router: RouterConfig{Workers: 3}}, Options{Ready: func() { close(running) }})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Close()
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error)
-	go func() { ended <- r.Run(ctx) }()
-	<-running
+	r, end := running(t, 3)
 	for range 20 {
 		for _, w := range r.workers {
 			w.do(func(*worker) {}) // wakes it: it begins anew to sleep lightly
@@ -32,8 +39,7 @@ func TestSleepersDoNotStopTheRuntime(t *testing.T) {
 	if n := runtime.GOMAXPROCS(0); n != before+3 {
 		t.Errorf("GOMAXPROCS is %d with three workers, %d without", n, before)
 	}
-	cancel()
-	if err := <-ended; err != nil {
+	if err := end(); err != nil {
 		t.Fatal(err)
 	}
 	if n := runtime.GOMAXPROCS(0); n != before {
@@ -44,17 +50,8 @@ func TestSleepersDoNotStopTheRuntime(t *testing.T) {
 // TestWork: workers' threads have short turns as long as some work goes on, and
 // those of the kernel's choice before and after.
 func TestWork(t *testing.T) {
-	running := make(chan struct{})
-	r, err := New(&Config{Router: RouterConfig{Workers: 2}}, Options{Ready: func() { close(running) }})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Close()
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error)
-	go func() { ended <- r.Run(ctx) }()
-	defer func() { cancel(); <-ended }()
-	<-running
+	r, end := running(t, 2)
+	defer end()
 	var own [2]uint64
 	check := func(when string, short bool) {
 		t.Helper()

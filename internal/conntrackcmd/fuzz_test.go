@@ -18,7 +18,7 @@ func listing(tbl *conntrack.Table) string {
 }
 
 // FuzzCommand: no command line panics, or is silent about why it fails; one that
-// is wrong (status 2) changes nothing; what -L -o save prints loads.
+// is wrong (status 2) changes nothing.
 func FuzzCommand(f *testing.F) {
 	script, err := os.ReadFile("testdata/commands")
 	if err != nil {

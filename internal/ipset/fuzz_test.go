@@ -25,7 +25,8 @@ func script(f *testing.F, line func(string), input func(string)) {
 	}
 }
 
-// fixedPoint restores what sets save into none, and wants the same saved again.
+// fixedPoint restores what sets save into none, and wants the same saved again,
+// unless times run.
 func fixedPoint(t *testing.T, sets *ipset.Sets) {
 	t.Helper()
 	for _, r := range sets.Refs() {
@@ -63,8 +64,8 @@ func FuzzRestore(f *testing.F) {
 	})
 }
 
-// FuzzCommand: no command line panics; one that fails changes nothing, but that
-// the first of many elements are added or deleted.
+// FuzzCommand: no command line panics; one that fails changes nothing, if it
+// names no range of elements and reads no others.
 func FuzzCommand(f *testing.F) {
 	script(f, func(l string) { f.Add(l, "") }, func(in string) { f.Add("restore", in) })
 	f.Fuzz(func(t *testing.T, line, stdin string) {

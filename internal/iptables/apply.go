@@ -156,14 +156,20 @@ func (a *Apply) rules(name string) int {
 		a.fail("Error: rulesfile not readable: %s\n", name)
 		return applyNoRules
 	}
+	return a.try(func() bool { return a.restoreFile(name) }, fmt.Sprintf("Applying new iptables rules from '%s'", name),
+		"applying new iptables rules: "+name, applyRefused)
+}
+
+// try changes the rules; they stay if that works and somebody confirms them.
+func (a *Apply) try(change func() bool, doing, failed string, status int) int {
 	if status := a.remember(); status != 0 {
 		return status
 	}
-	a.say("Applying new iptables rules from '%s'... ", name)
-	if !a.restoreFile(name) {
+	a.say("%s... ", doing)
+	if !change() {
 		a.say("failed.\n")
-		a.fail("Error: unknown error applying new iptables rules: %s\n", name)
-		return a.revert(applyRefused)
+		a.fail("Error: unknown error %s\n", failed)
+		return a.revert(status)
 	}
 	a.say("done.\n")
 	return a.confirm()
@@ -189,17 +195,8 @@ func (a *Apply) command(name string) int {
 		a.fail("Error: needed command not found: %s\n", name)
 		return applyNoCommand
 	}
-	if status := a.remember(); status != 0 {
-		return status
-	}
-	a.say("Running command '%s'... ", name)
-	if err := a.runCommand(name); err != nil {
-		a.say("failed.\n")
-		a.fail("Error: unknown error running command: %s\n", name)
-		return a.revert(applyFailed)
-	}
-	a.say("done.\n")
-	return a.confirm()
+	return a.try(func() bool { return a.runCommand(name) == nil }, fmt.Sprintf("Running command '%s'", name),
+		"running command: "+name, applyFailed)
 }
 
 // runCommand gives the command the time limit, too.

@@ -40,7 +40,7 @@ options:
 			o.noflush = true
 		case 'T':
 			o.only = g.arg
-		case 'b':
+		case 'b': // what the real one says, and goes on
 			x.fail("-b/--binary option is not implemented\n")
 		case 'M':
 		case 'w', 'W':

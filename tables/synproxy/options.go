@@ -1,6 +1,10 @@
 package synproxy
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+
+	"sluice/packet"
+)
 
 // TCP options that the proxy knows; Options.Has and rules name them by bits.
 const (
@@ -26,17 +30,7 @@ func (o *Options) parse(th []byte) bool {
 	if n < 20 || n > len(th) {
 		return false
 	}
-	for b := th[20:n]; len(b) > 0; {
-		switch b[0] {
-		case 0:
-			return true
-		case 1:
-			b = b[1:]
-			continue
-		}
-		if len(b) < 2 || int(b[1]) < 2 || int(b[1]) > len(b) {
-			return true
-		}
+	for b, rest := packet.NextTCPOption(th[20:n]); b != nil; b, rest = packet.NextTCPOption(rest) {
 		switch kind, size := b[0], b[1]; {
 		case kind == 2 && size == 4:
 			o.MSS = binary.BigEndian.Uint16(b[2:])
@@ -50,7 +44,6 @@ func (o *Options) parse(th []byte) bool {
 		case kind == 4 && size == 2:
 			o.Has |= SACKPerm
 		}
-		b = b[b[1]:]
 	}
 	return true
 }
