@@ -55,25 +55,11 @@ func (w *Worker) Seek(pr *Probe) {
 	}
 }
 
-// Tuple is the packet's, in zone 0.
-func (pr *Probe) Tuple() *Tuple { return &pr.tuple }
-
-// Found says whether Seek found anything.
-func (pr *Probe) Found() bool { return pr.entry != nil }
-
-// TouchFree is Touch for the entry that the n-th new connection from now will
-// get, counted from 0.
-func (w *Worker) TouchFree(n int) uint32 {
-	at := len(w.free) - 1 - n
-	if at < 0 {
-		return 0
-	}
-	e := w.t.at(w.free[at])
-	return e.status.Load() ^ uint32(e.orig.Src[0]) ^ uint32(e.tcp.lastDir) ^ uint32(e.packets[0].Load())
-}
-
 // TouchEntry is Touch for what Seek found.
 func (pr *Probe) TouchEntry() uint32 {
+	if pr.entry == nil {
+		return 0
+	}
 	return pr.entry.status.Load() ^ uint32(pr.entry.orig.Src[0]) ^ uint32(pr.entry.tcp.lastDir)
 }
 

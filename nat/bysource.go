@@ -81,15 +81,6 @@ func (s *sourceShard) head(h uint64) *atomic.Uint64 {
 // sourceBit is a source's bit in its chain's head.
 func sourceBit(h uint64) uint64 { return 1 << (32 + h>>59) }
 
-// touch brings near what find will look at.
-func (b *bySource) touch(orig *conntrack.Tuple) uint64 {
-	h := b.hash(orig)
-	if head := b.shards[h%sourceShards].head(h); head != nil {
-		return head.Load()
-	}
-	return 0
-}
-
 // linked says that e is in a chain.
 func linked(e *conntrack.Entry) bool { return e.NAT[prev].Load() != 0 }
 

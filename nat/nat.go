@@ -174,10 +174,6 @@ func (n *NAT) settle(w *conntrack.Worker, e *conntrack.Entry, idx uint32, r *Ran
 	n.assign(w, e, idx, &cur, &t, m)
 }
 
-// Touch makes the processor fetch what choosing a source for the connection with
-// this original tuple will look at.
-func (n *NAT) Touch(orig *conntrack.Tuple) uint64 { return n.sources.touch(orig) }
-
 // assign makes t the binding of e, of index idx, whose packets look like cur so far.
 func (n *NAT) assign(w *conntrack.Worker, e *conntrack.Entry, idx uint32, cur, t *conntrack.Tuple, m Manip) {
 	if *t != *cur {

@@ -63,15 +63,9 @@ func (w *worker) touch(aimed []bool) {
 			w.ct.Seek(&w.probes[i])
 		}
 	}
-	fresh := 0
 	for i, ok := range aimed {
-		switch pr := &w.probes[i]; {
-		case !ok:
-		case pr.Found():
-			x ^= uint64(pr.TouchEntry())
-		default: // a new connection
-			x ^= w.r.nat.Touch(pr.Tuple()) ^ uint64(w.ct.TouchFree(fresh))
-			fresh++
+		if ok {
+			x ^= uint64(w.probes[i].TouchEntry())
 		}
 	}
 	w.sink = x
