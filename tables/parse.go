@@ -533,7 +533,9 @@ func (ps *Parser) counters(arg string) error {
 	if err := ps.once('c', false); err != nil {
 		return err
 	}
-	pk, by, ok := strings.Cut(arg, ",")
+	first := min(len(arg), 1) // a comma there parts nothing
+	pk, by, ok := strings.Cut(arg[first:], ",")
+	pk = arg[:first] + pk
 	if !ok {
 		if by, ok = ps.Peek(); !ok || strings.HasPrefix(by, "-") || strings.HasPrefix(by, "!") {
 			return Usagef("-c requires packet and byte counter")

@@ -108,7 +108,7 @@ type section struct {
 // COMMITs did stays.
 func (x *tool) restoreFrom(o restoreOptions, in *bufio.Reader) error {
 	var s *section
-	other := false // in a table that -T leaves out
+	other := o.only != "" // not in the table that -T names, or before it
 	for {
 		text, rerr := readLine(in)
 		if rerr != nil && rerr != io.EOF && rerr != errLongLine {
@@ -375,10 +375,13 @@ func (x *tool) parseLine(o restoreOptions, text string) (*command, error) {
 		if !ok {
 			return nil, tables.Usagef("Bad line %d: need ]", x.line)
 		}
-		packets, bytes, ok := strings.Cut(strings.TrimLeft(pair, ":"), ":")
-		if !ok || packets == "" || bytes == "" {
+		packets, _, ok := strings.Cut(strings.TrimLeft(pair, ":"), ":")
+		if !ok || packets == "" {
 			return nil, tables.Usagef("Bad line %d: need ]", x.line)
 		}
+		// As strtok has it, an empty number is what comes behind the bracket.
+		_, bytes, _ := strings.Cut(strings.TrimLeft(text[1:], ":"), ":")
+		bytes, _, _ = strings.Cut(strings.TrimLeft(bytes, "]"), "]")
 		if o.counters {
 			with = [3]string{"--set-counters", packets, bytes}
 		}

@@ -14,8 +14,8 @@ import (
 //
 //	# prose
 //	$ command line (quotes as in sh)
-//	< standard input
-//	> standard output (">|": the last line has no newline)
+//	< standard input  ("<|": the last line has no newline)
+//	> standard output (">|" likewise)
 //	! standard error  ("!|" likewise)
 //	= exit code, left out when 0
 //
@@ -62,6 +62,8 @@ func readTranscript(t testing.TB, name string) []step {
 		switch kind {
 		case "<":
 			s.stdin += rest + "\n"
+		case "<|":
+			s.stdin += rest
 		case ">":
 			s.stdout += rest + "\n"
 		case ">|":
