@@ -161,8 +161,9 @@ func (x *tool) restoreFrom(o restoreOptions, in *bufio.Reader) error {
 		return nil
 	}
 	end := x.line + 1
-	if err := x.commit(o, s, false); err != nil {
-		return err
+	var refused *tables.EditError
+	if err := x.commit(o, s, false); err != nil && !(errors.As(err, &refused) && refused.Op == tables.OpCommit) {
+		return err // what only a commit would refuse, the real one does not get to
 	}
 	x.fail("%s: COMMIT expected at line %d\n", x.prog, end)
 	return exit{code: tables.ExitOther}
@@ -204,39 +205,51 @@ func (x *tool) commit(o restoreOptions, s *section, publish bool) error {
 	end := x.line
 	x.restore = s.table.String()
 	defer func() { x.restore = "" }()
-	cmds, perr := x.parseSection(o, s)
+	cmds, said, perr := x.parseSection(o, s)
 	if slices.ContainsFunc(cmds, func(c *command) bool { return c != nil && c.is(cmdList|cmdListRules) }) {
 		x.counters = snapshot(x.eng, o.noflush)
 	}
 	x.line = end
-	err := x.engineCommit(publish, func(rs *tables.Ruleset) error { return x.playSection(o, s, cmds, perr, rs) })
+	err := x.engineCommit(publish, func(rs *tables.Ruleset) error { return x.playSection(o, s, cmds, said, perr, rs) })
 	if err == nil && publish {
 		x.markUsed(x.fam, s.table)
 	}
 	return err
 }
 
+// said is what the program prints while it reads a line: warnings, its version.
+type said struct{ out, err string }
+
 // parseSection reads the commands of a section as far as they can be read;
 // cmds[i] is line i's. That is done before the engine is asked for a commit, so
-// that nobody waits while host names are looked up.
-func (x *tool) parseSection(o restoreOptions, s *section) (cmds []*command, err error) {
-	cmds = make([]*command, 0, len(s.lines))
-	for _, l := range s.lines {
+// that nobody waits while host names are looked up. What is to be printed while
+// line i is read, but after what the lines before it do, is words[i].
+func (x *tool) parseSection(o restoreOptions, s *section) (cmds []*command, words map[int]said, err error) {
+	cmds, words = make([]*command, 0, len(s.lines)), map[int]said{}
+	out, errs := x.out, x.err
+	x.out, x.err = &sink{hold: true}, &sink{hold: true}
+	defer func() { x.out, x.err = out, errs }()
+	for i, l := range s.lines {
 		var c *command
 		if l.text[0] != '#' && l.text[0] != ':' {
 			x.line = l.n
-			if c, err = x.parseLine(o, l.text); err != nil {
-				return cmds, err
+			c, err = x.parseLine(o, l.text)
+			if len(x.out.buf)+len(x.err.buf) > 0 {
+				words[i] = said{string(x.out.buf), string(x.err.buf)}
+				x.out.buf, x.err.buf = nil, nil
+			}
+			if err != nil {
+				return cmds, words, err
 			}
 		}
 		cmds = append(cmds, c)
 	}
-	return cmds, nil
+	return cmds, words, nil
 }
 
 // playSection carries out a section; perr is why the line after the last of cmds
 // could not be read.
-func (x *tool) playSection(o restoreOptions, s *section, cmds []*command, perr error, rs *tables.Ruleset) error {
+func (x *tool) playSection(o restoreOptions, s *section, cmds []*command, words map[int]said, perr error, rs *tables.Ruleset) error {
 	end := x.line
 	t := rs.Table(s.table)
 	if !o.noflush {
@@ -258,6 +271,10 @@ func (x *tool) playSection(o restoreOptions, s *section, cmds []*command, perr e
 	}
 	for i, l := range s.lines {
 		x.line = l.n
+		if w, ok := words[i]; ok {
+			x.out.WriteString(w.out)
+			x.err.WriteString(w.err)
+		}
 		if i == len(cmds) {
 			return perr
 		}
