@@ -157,12 +157,14 @@ type Change struct {
 
 // Errors of Update and Create.
 var (
-	ErrExists  = errors.New("File exists")
-	ErrInvalid = errors.New("Invalid argument")
-	ErrFull    = errors.New("Cannot allocate memory")
-	ErrHelper  = errors.New("No such file or directory")
-	ErrBusy    = errors.New("Device or resource busy")
-	ErrTooMany = errors.New("Too many open files")
+	ErrExists      = errors.New("File exists")
+	ErrInvalid     = errors.New("Invalid argument")
+	ErrFull        = errors.New("Cannot allocate memory")
+	ErrHelper      = errors.New("No such file or directory")
+	ErrMaster      = errors.New("master conntrack not found")
+	ErrUnsupported = errors.New("Operation not supported")
+	ErrBusy        = errors.New("Device or resource busy")
+	ErrTooMany     = errors.New("Too many open files")
 )
 
 // Update changes the connections that match says yes to. It calls done with

@@ -14,7 +14,6 @@ type ExpectFlags uint32
 const (
 	ExpectPermanent ExpectFlags = 1 << iota // stays after a connection matched
 	ExpectInactive                          // does not match (yet)
-	ExpectUserspace                         // made by conntrack -I
 )
 
 // Follow says what becomes of an expected connection beside being RELATED.
@@ -430,27 +429,28 @@ func (t *Table) DeleteExpectations(match func(*Expectation) bool) (n int) {
 }
 
 // CreateExpectation enters an expectation for the connection that has master as
-// one of its tuples, as conntrack -I expect does.
+// one of its tuples, as conntrack -I expect does: of the class 0 of its helper,
+// and as long as that says.
 func (t *Table) CreateExpectation(master *Tuple, x Expectation) (err error) {
 	t.withGuest(func(w *Worker) {
 		e, idx, _ := t.lookup(master, t.hashTuple(master), w.now)
 		if e == nil {
-			err = ErrHelper
+			err = ErrMaster
 			return
 		}
-		x.Flags |= ExpectUserspace
+		t.expects.mu.Lock()
+		have := t.expects.find(&x.Tuple, w.now)
+		t.expects.mu.Unlock()
+		if have != nil {
+			err = ErrExists
+			return
+		}
 		n := new(Expectation)
 		*n = x
-		h := t.helperOf(e.helper)
-		if h == nil { // no limits but the table's
-			h = &Helper{Classes: []ExpectPolicy{{}}}
-		}
-		ext := t.ensureExt(e)
-		if ext == nil || int(n.Class) >= len(h.Classes) {
-			err = ErrInvalid
-			return
-		}
-		switch t.addExpect(w, e, idx, ext, h, false, n) {
+		n.Timeout = 0
+		switch w.Expect(e, idx, n) {
+		case ExpectGone:
+			err = ErrUnsupported
 		case ExpectClash, ExpectAlready:
 			err = ErrBusy
 		case ExpectFull:
@@ -458,6 +458,11 @@ func (t *Table) CreateExpectation(master *Tuple, x Expectation) (err error) {
 		}
 	})
 	return err
+}
+
+// Covers says whether a connection with the tuple u would fulfil x.
+func (x *Expectation) Covers(u *Tuple) bool {
+	return keyOf(&x.Tuple) == keyOf(u) && x.Mask.match(&x.Tuple, u)
 }
 
 // AnnouncedAs is the address and port under which the source of u, a stream

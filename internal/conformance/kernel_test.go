@@ -34,6 +34,8 @@ type side interface {
 	members() string
 	// details is what flows leaves out, a line for each connection.
 	details(family uint8) []string
+	// ask carries out an ask, watch or hear line and gives what was printed.
+	ask(st *step) []string
 }
 
 // kernelSide is the running kernel, in a namespace of the test's own.
@@ -46,6 +48,8 @@ type kernelSide struct {
 	loaded  [2]string
 	sets    bool // there are some
 	told    bool // of an MTU on the way somewhere
+
+	listeners []*listener
 }
 
 // namespace is the network namespace that the calling thread is in.

@@ -106,6 +106,8 @@ type ourSide struct {
 	links   map[string]*memLink
 	senders []func()
 	sets    bool // there are some
+
+	listeners []*listener
 }
 
 func newOurSide(t testing.TB, s *scenario, v variant) *ourSide {

@@ -44,6 +44,9 @@ import (
 //	in tun0 tcp 10.1.0.2:5000 > 10.2.0.2:80 A len=9000 gso=1400     a super-packet
 //	send udp 10.2.0.1:7000 > 10.2.0.2:53 len=5     by a socket of the router's own
 //	do iptables -t nat -A POSTROUTING -j MASQUERADE
+//	ask conntrack -L expect                        what a command prints ("! ": on stderr) is compared
+//	watch conntrack -E -o id                       a listener, until
+//	hear                                           which ends the oldest and has what it printed
 //	-- counters --                     iptables-save -c, without what is zero
 //	-- conntrack --                    conntrack -L, without what depends on time
 //
@@ -83,7 +86,7 @@ var families = [2]uint8{packet.IPv4, packet.IPv6}
 type step struct {
 	comment []string
 	line    string
-	verb    string // in, send, do
+	verb    string // in, send, do, ask, watch, hear
 	dev     string
 	text    string
 	n       int // of this in or send line, from 1; what @n means
@@ -146,7 +149,7 @@ func (s *scenario) parseFrames(lines []string) error {
 		case "send":
 			n++
 			st.n = n
-		case "do":
+		case "do", "ask", "watch", "hear":
 		default:
 			return fmt.Errorf("unknown line %q", l)
 		}
@@ -586,6 +589,12 @@ func (s *scenario) replay(o side) (diffs []string) {
 			outs = append(outs, nil)
 			continue
 		}
+		if st.asks() {
+			if got := o.ask(st); !sameLines(st.out, got) {
+				diffs = append(diffs, fmt.Sprintf("%s\nthe kernel's said:\n%s\nours says:\n%s", st.line, strings.Join(st.out, "\n"), strings.Join(got, "\n")))
+			}
+			continue
+		}
 		var fs []sending
 		if st.verb == "in" {
 			var err error
@@ -596,7 +605,7 @@ func (s *scenario) replay(o side) (diffs []string) {
 		now := *st
 		now.text, now.dev = text, device(st.dev, outs)
 		out := o.do(&now, fs, len(st.out))
-		if st.verb != "do" {
+		if st.sends() {
 			outs = append(outs, out)
 		}
 		var got []string

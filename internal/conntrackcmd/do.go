@@ -217,7 +217,10 @@ func (c *cmdline) newEntry() (conntrack.Snapshot, error) {
 	return s, nil
 }
 
-var errBusy = errors.New("Device or resource busy")
+var (
+	errBusy          = errors.New("Device or resource busy")
+	errNoExpectation = errors.New("No such file or directory")
+)
 
 // kernelError gives the words conntrack has for what the table refused.
 func kernelError(err error) error {
@@ -375,7 +378,7 @@ func (r *runner) event(c *cmdline, ev *conntrack.Event) {
 	}
 	if ev.Expect != nil {
 		if c.format&fmtXML != 0 {
-			r.element(c, "expect", expectXML(r.t, ev.Expect))
+			r.element(c, "expect", expectXML(r.t, ev.Expect, eventAttrs[ev.Type]))
 		} else {
 			r.element(c, "expect", head+eventWords[ev.Type]+expectLine(r.t, ev.Expect))
 		}
@@ -401,7 +404,7 @@ func (r *runner) doExpect(c *cmdline) error {
 	t := r.t
 	show := func(x *conntrack.Expectation) {
 		if c.format&fmtXML != 0 {
-			r.element(c, "expect", expectXML(t, x))
+			r.element(c, "expect", expectXML(t, x, ""))
 			return
 		}
 		head := ""
@@ -424,33 +427,27 @@ func (r *runner) doExpect(c *cmdline) error {
 	case cmdGet:
 		want := c.tuples().Orig
 		for _, x := range t.Expectations() {
-			if x.Tuple == want {
+			if x.Covers(&want) {
 				show(&x)
 				r.closeXML("expect")
 				r.summary("expectations have been shown.")
 				return nil
 			}
 		}
-		return errors.New("such conntrack doesn't exist")
+		return errNoExpectation
 	case cmdDelete:
 		want := c.tuples().Orig
-		if r.shown = t.DeleteExpectations(func(x *conntrack.Expectation) bool { return x.Tuple == want }); r.shown == 0 {
-			return errors.New("such conntrack doesn't exist")
+		if t.DeleteExpectations(func(x *conntrack.Expectation) bool { return x.Covers(&want) }) == 0 {
+			return errNoExpectation
 		}
-		r.summary("expectations have been deleted.")
+		return r.counted(c, "expectations have been shown.") // none: the real one fails even so
 	case cmdCreate:
 		master := c.tuples().Orig
 		v := &c.protoVals
-		x := conntrack.Expectation{
-			Tuple:   conntrack.Tuple{Src: c.tupleSrc, Dst: c.tupleDst, SrcPort: uint16(v[poTupleSport]), DstPort: uint16(v[poTupleDport]), Proto: c.proto, Family: c.family},
-			Mask:    conntrack.TupleMask{Src: c.maskSrc, SrcPort: uint16(v[poMaskSport])},
-			Timeout: c.timeout,
-		}
-		if err := t.CreateExpectation(&master, x); err != nil {
-			return kernelError(err)
-		}
-		r.shown = 1
-		r.summary("expectations have been created.")
+		return t.CreateExpectation(&master, conntrack.Expectation{
+			Tuple: conntrack.Tuple{Src: c.tupleSrc, Dst: c.tupleDst, SrcPort: uint16(v[poTupleSport]), DstPort: uint16(v[poTupleDport]), Proto: c.proto, Family: c.family},
+			Mask:  conntrack.TupleMask{Src: c.maskSrc, SrcPort: uint16(v[poMaskSport])},
+		})
 	case cmdFlush:
 		t.DeleteExpectations(func(*conntrack.Expectation) bool { return true })
 		if !r.quiet {

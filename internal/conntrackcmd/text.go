@@ -195,12 +195,14 @@ func xmlPorts(b *strings.Builder, u *conntrack.Tuple) {
 	}
 }
 
+var eventAttrs = [...]string{` type="new"`, ` type="update"`, ` type="destroy"`}
+
 // xml prints a connection as one <flow> element.
 func xml(s *conntrack.Snapshot, f format, w *what) string {
 	var b strings.Builder
 	b.WriteString("<flow")
 	if w.event {
-		fmt.Fprintf(&b, " type=%q", [...]string{"new", "update", "destroy"}[w.typ])
+		b.WriteString(eventAttrs[w.typ])
 	}
 	b.WriteString(">")
 	meta := func(name string, u *conntrack.Tuple, d int, zone bool) {
@@ -368,7 +370,7 @@ func expectLine(t *conntrack.Table, x *conntrack.Expectation) string {
 	}
 	if x.Flags != 0 {
 		var f []string
-		for i, n := range []string{"PERMANENT", "INACTIVE", "USERSPACE"} {
+		for i, n := range []string{"PERMANENT", "INACTIVE"} {
 			if x.Flags>>i&1 != 0 {
 				f = append(f, n)
 			}
@@ -392,11 +394,12 @@ func expectMask(x *conntrack.Expectation) conntrack.Tuple {
 	return m
 }
 
-func expectXML(t *conntrack.Table, x *conntrack.Expectation) string {
+// expectXML prints an expectation as one <flow> element; typ is what it says of an event.
+func expectXML(t *conntrack.Table, x *conntrack.Expectation, typ string) string {
 	var b strings.Builder
 	n, i := familyName(x.Tuple.Family)
 	m, mask := &x.MasterOrig, expectMask(x)
-	fmt.Fprintf(&b, `<flow><layer3 protonum="%d" protoname="%s">`, i, n)
+	fmt.Fprintf(&b, `<flow%s><layer3 protonum="%d" protoname="%s">`, typ, i, n)
 	for _, p := range []struct {
 		name string
 		u    *conntrack.Tuple
