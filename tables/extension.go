@@ -2,6 +2,8 @@ package tables
 
 import (
 	"fmt"
+	"iter"
+	"slices"
 	"syscall"
 
 	"sluice/hooks"
@@ -102,9 +104,10 @@ type Match struct {
 	// Protos: the rule needs one of these with -p (not inverted); nil: none needed.
 	Protos []uint8
 
-	// First is called when the rule's text has been read, Final after Required,
-	// Excludes and Also were checked; Final may change a. Both are for refusals
-	// in iptables' words.
+	// First is called when the rule's text has been read, before Required,
+	// Excludes and Also are checked, as iptables calls an extension's own check
+	// before its table of options is gone through. Final comes after that and
+	// brings a into the form that Save, List and Compile want. Both may refuse.
 	First func(a *Args) error
 	Final func(a *Args) error
 	// Save prints what iptables-save prints after "-m name", leading space
@@ -209,7 +212,8 @@ type Option struct {
 	Required  bool
 	Negatable bool
 	Multi     bool     // may be given several times: Value.More has the later ones
-	Excludes  []string // cannot be used together with these
+	Shares    []string // others that count as this one where it may be given once
+	Excludes  []string // cannot be used together with these, in the order in which iptables looks
 	Also      []string // requires these
 
 	// Texts that differ from the usual ones, for the extensions that iptables
@@ -349,6 +353,28 @@ func (a *Args) Set(name string, v Value) { v.Set = true; a.set(a.index(name), v)
 
 // Clear takes an option back, for Final.
 func (a *Args) Clear(name string) { a.set(a.index(name), Value{}) }
+
+// InOrder are the options that were given and their values, in the order in
+// which they were typed; of those given again, where they were first.
+func (a *Args) InOrder() iter.Seq2[string, *Value] {
+	return func(yield func(string, *Value) bool) {
+		for i := range a.vals {
+			if g := &a.vals[i]; g.Set && !yield(a.options[g.option].Name, &g.Value) {
+				return
+			}
+		}
+	}
+}
+
+// Last is which of some options was given last; "": none of them.
+func (a *Args) Last(names ...string) (last string) {
+	for name := range a.InOrder() {
+		if slices.Contains(names, name) {
+			last = name
+		}
+	}
+	return last
+}
 
 // Count is how many different options were given.
 func (a *Args) Count() (n int) {

@@ -578,7 +578,7 @@ func (ps *Parser) extOption(a *Args, i int, name, text string) error {
 	if ps.invert && !o.Negatable && o.NotText != "" {
 		return Usagef("%s", strings.ReplaceAll(o.NotText, "%s", name))
 	}
-	if v.Set && !o.Multi {
+	if !o.Multi && (v.Set || slices.ContainsFunc(o.Shares, a.Has)) {
 		if o.OnceText != "" {
 			return Usagef("%s", strings.ReplaceAll(o.OnceText, "%s", name))
 		}

@@ -180,10 +180,18 @@ func harvest(t testing.TB) *known {
 	return k
 }
 
-// required is the option's text for the options that an extension insists on, but for one.
-func (x *extension) required(k *known, but string) (out []string) {
+// good is a value that the option takes.
+func (k *known) good(who string, o *tables.Option) string {
+	if seen := k.values[who+" "+o.Name]; len(seen) > 0 {
+		return seen[0]
+	}
+	return "1"
+}
+
+// required is the option's text for the options that an extension insists on, but for some.
+func (x *extension) required(k *known, but ...string) (out []string) {
 	for _, o := range x.options {
-		if o.Required && o.Name != but {
+		if o.Required && !slices.Contains(but, o.Name) {
 			out = append(out, "--"+o.Name)
 			if v := k.values[strings.ToLower(x.name)+" "+o.Name]; len(v) > 0 {
 				out = append(out, v[0])
@@ -209,7 +217,7 @@ func option(o *tables.Option, name, value string, r *rand.Rand, k []string) []st
 }
 
 // systematic is every option of every extension with every value that comes to
-// mind, in an order that does not depend on what other extensions there are.
+// mind, and every two options together, in an order that does not depend on what other extensions there are.
 func systematic(k *known) (out []textCase) {
 	r := rand.New(rand.NewPCG(1, 1))
 	for _, fam := range []uint8{packet.IPv4, packet.IPv6} {
@@ -222,7 +230,7 @@ func systematic(k *known) (out []textCase) {
 			add()
 			out = append(out, textCase{fam, x.table(), []string{x.flag, x.name}})
 			for _, t := range []string{"filter", "mangle", "nat", "raw", "security"} {
-				out = append(out, textCase{fam, t, append(x.base(fam), x.required(k, "")...)})
+				out = append(out, textCase{fam, t, append(x.base(fam), x.required(k)...)})
 			}
 			for _, l := range k.lines[who] {
 				out = append(out, textCase{fam, x.table(), l})
@@ -245,10 +253,7 @@ func systematic(k *known) (out []textCase) {
 						add(append(append(slices.Clone(need), "!"), args...)...)
 					}
 				}
-				good := "1"
-				if len(seen) > 0 {
-					good = seen[0]
-				}
+				good := k.good(who, o)
 				args := option(o, o.Name, good, r, seen)
 				add(append(append(slices.Clone(need), args...), args...)...)
 				add(args...)
@@ -258,6 +263,14 @@ func systematic(k *known) (out []textCase) {
 				}
 				for _, name := range o.Aliases {
 					add(append(slices.Clone(need), option(o, name, good, r, seen)...)...)
+				}
+				for j := range x.options {
+					if i != j {
+						second := &x.options[j]
+						two := append(slices.Clone(args), option(second, second.Name, k.good(who, second), r, k.values[who+" "+second.Name])...)
+						add(two...)
+						add(append(x.required(k, o.Name, second.Name), two...)...)
+					}
 				}
 			}
 		}

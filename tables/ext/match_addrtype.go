@@ -79,7 +79,7 @@ var matchAddrType = &tables.Match{
 		{Name: "limit-iface-out", Type: tables.Flag, Excludes: []string{"limit-iface-in"}, Doc: "look at the outgoing interface alone"},
 	},
 	Depends: tables.DependsRoutes,
-	Final: func(a *tables.Args) error {
+	First: func(a *tables.Args) error {
 		if !a.Has("src-type") && !a.Has("dst-type") {
 			return tables.Usagef("addrtype: you must specify --src-type or --dst-type")
 		}

@@ -30,9 +30,9 @@ var matchCluster = &tables.Match{
 	Families: tables.V4V6,
 	Doc:      "Matches the share of connections that falls to this node of a cluster in which every node sees all packets. The share is the kernel's: a hash of the connection's source address.",
 	Options: []tables.Option{
-		{Name: "cluster-local-nodemask", Type: nodeMask{tables.Uint{Min: 1, Max: all32}}, Negatable: true, Arg: "mask", Doc: "bits of the nodes whose share it is"},
-		{Name: "cluster-local-node", Type: nodeNumber, Negatable: true, Excludes: []string{"cluster-local-nodemask"}, Arg: "number", Doc: "the node whose share it is, from 1"},
 		{Name: "cluster-total-nodes", Type: nodeNumber, Required: true, Arg: "number", Doc: "how many nodes there are, up to 32"},
+		{Name: "cluster-local-node", Type: nodeNumber, Negatable: true, Excludes: []string{"cluster-local-nodemask"}, Arg: "number", Doc: "the node whose share it is, from 1"},
+		{Name: "cluster-local-nodemask", Type: nodeMask{tables.Uint{Min: 1, Max: all32}}, Negatable: true, Arg: "mask", Doc: "bits of the nodes whose share it is"},
 		{Name: "cluster-hash-seed", Type: tables.U32, Required: true, Arg: "number", Doc: "the hash's seed, the same on all nodes"},
 	},
 	First: func(a *tables.Args) error {

@@ -41,14 +41,11 @@ func (dscpClass) Parse(_ *tables.OptionContext, text []string, v *tables.Value) 
 func (dscpClass) Format(v *tables.Value) string { return fmt.Sprintf("0x%02x", v.Lo) }
 
 // dscpFinal takes a class for its code point; missing is the text for neither.
-func dscpFinal(value, class, missing string) func(*tables.Args) error {
+func dscpFinal(value, class string) func(*tables.Args) error {
 	return func(a *tables.Args) error {
 		if a.Has(class) {
 			a.Set(value, *a.Get(class))
 			a.Clear(class)
-		}
-		if !a.Has(value) {
-			return tables.Usagef("%s", missing)
 		}
 		return nil
 	}
@@ -63,7 +60,8 @@ var matchDSCP = &tables.Match{
 		{Name: "dscp-class", Type: dscpClass{}, Negatable: true, Arg: "name", Doc: "class: BE, EF, AFxx or CSx"},
 	},
 	Depends: tables.DependsTOS,
-	Final:   dscpFinal("dscp", "dscp-class", "DSCP match: Parameter --dscp is required"),
+	First:   needOption("DSCP match: Parameter --dscp is required"),
+	Final:   dscpFinal("dscp", "dscp-class"),
 	List: func(a *tables.Args, _ bool) string {
 		v, not := a.Get("dscp"), ""
 		if v.Not {

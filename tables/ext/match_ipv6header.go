@@ -39,7 +39,7 @@ next:
 		if w == "" {
 			continue
 		}
-		if n, ok := tables.ProtocolByName(w); ok && w != "all" && (w[0] < '0' || w[0] > '9') {
+		if n, ok := tables.ProtocolByName(w); ok && w != "all" && w[0] >= 'A' {
 			w = fmt.Sprint(n)
 		}
 		for i, k := range headerKinds {

@@ -105,12 +105,7 @@ var matchMultiport = &tables.Match{
 		{Name: "ports", Type: portList{}, Negatable: true,
 			Excludes: []string{"source-ports", "destination-ports"}, Arg: "port[,port:port]…", Doc: "source or destination ports"},
 	},
-	Final: func(a *tables.Args) error {
-		if a.Count() == 0 {
-			return tables.Usagef("multiport expection an option")
-		}
-		return nil
-	},
+	First: needOption("multiport expection an option"),
 	List: func(a *tables.Args, numeric bool) string {
 		proto, err := multiportProto(a.Proto, a.ProtoNot)
 		if err != nil {

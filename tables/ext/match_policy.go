@@ -31,11 +31,25 @@ func (p policyOption) Args() int { return 1 }
 func (p policyOption) Parse(o *tables.OptionContext, text []string, v *tables.Value) error {
 	es := policyElems(o.Args)
 	at := p.at(&(*es)[len(*es)-1])
+	once := func() error {
+		if at.Set {
+			return tables.Usagef("policy match: double --%s option", p.name)
+		}
+		return nil
+	}
+	if p.name == "mode" { // the others' values are read first
+		if err := once(); err != nil {
+			return err
+		}
+	}
 	if err := p.t.Parse(o, text, v); err != nil {
 		return err
 	}
-	if at.Set {
-		return tables.Usagef("policy match: double --%s option", p.name)
+	if err := once(); err != nil {
+		return err
+	}
+	if p.name == "proto" && !slices.Contains([]uint64{uint64(packet.ProtoAH), uint64(packet.ProtoESP), protoIPComp}, v.Lo) {
+		return tables.Usagef("policy match: protocol must be ah/esp/ipcomp")
 	}
 	*at = *v
 	return nil
@@ -73,13 +87,7 @@ type ipsecProto struct{}
 func (ipsecProto) Args() int { return 1 }
 
 func (ipsecProto) Parse(o *tables.OptionContext, text []string, v *tables.Value) error {
-	if err := (ctProto{}).Parse(o, text, v); err != nil {
-		return err
-	}
-	if !slices.Contains([]uint64{uint64(packet.ProtoAH), uint64(packet.ProtoESP), protoIPComp}, v.Lo) {
-		return tables.Usagef("policy match: protocol must be ah/esp/ipcomp")
-	}
-	return nil
+	return (ctProto{}).Parse(o, text, v)
 }
 
 func (ipsecProto) Format(v *tables.Value) string {

@@ -3,7 +3,6 @@ package ext
 import (
 	"fmt"
 	"math"
-	"strconv"
 	"strings"
 	"syscall"
 
@@ -25,9 +24,8 @@ func (bitRate) Parse(_ *tables.OptionContext, text []string, v *tables.Value) er
 	if text[0] == "" {
 		return nil
 	}
-	num := strings.TrimRight(text[0], letters)
-	x, err := strconv.ParseFloat(strings.TrimLeft(num, blanks), 64)
-	unit := strings.ToLower(text[0][len(num):])
+	x, unit, ok := strtod(text[0])
+	unit = strings.ToLower(unit)
 	scale := 1.0
 	if len(unit) > 3 {
 		power, base := strings.IndexByte("kmgt", unit[0])+1, 1000.0
@@ -36,15 +34,15 @@ func (bitRate) Parse(_ *tables.OptionContext, text []string, v *tables.Value) er
 			base, rest = 1024, rest[1:]
 		}
 		if power == 0 {
-			err = strconv.ErrSyntax
+			ok = false
 		}
 		scale, unit = math.Pow(base, float64(power)), rest
 	}
-	k, ok := rateUnits[unit]
-	if err != nil || !ok || x < 0 {
+	k, known := rateUnits[unit]
+	if !ok || !known {
 		return tables.Usagef("rateest: could not parse rate `%s'", text[0])
 	}
-	v.Lo = uint64(x*scale*k/8) & all32
+	v.Lo = uint64(toUint32(x * scale * k / 8))
 	return nil
 }
 

@@ -82,10 +82,8 @@ type setCounter struct{ what string }
 func (setCounter) Args() int { return 1 }
 
 func (t setCounter) Parse(o *tables.OptionContext, text []string, v *tables.Value) error {
-	for _, op := range setCompares {
-		if other := t.what + "-" + op.name; other != o.Name && o.Args.Has(other) {
-			return tables.Usagef("only one of the --%s-[eq|lt|gt] is allowed", t.what)
-		}
+	if v.Not && o.Name != t.what+"-eq" {
+		return tables.Usagef("--%s option cannot be inverted", o.Name)
 	}
 	n, rest, ok := tables.Strtoul(text[0], 0, 1<<64-1)
 	if !ok || rest != "" {
@@ -104,11 +102,11 @@ var setCompares = []struct {
 
 func setCounterOptions() (out []tables.Option) {
 	for _, what := range []string{"packets", "bytes"} {
-		for _, c := range setCompares {
+		names := []string{what + "-eq", what + "-lt", what + "-gt"}
+		for i, c := range setCompares {
 			out = append(out, tables.Option{
-				Name: what + "-" + c.name, Type: setCounter{what}, OnceText: "only one of the --" + what + "-[eq|lt|gt] is allowed", Arg: "value", Negatable: c.op == ipset.Equal,
-				NotText: "--%s option cannot be inverted",
-				Doc:     "the element's counter of " + what + " is " + map[string]string{"eq": "value", "lt": "below value", "gt": "above value"}[c.name],
+				Name: names[i], Type: setCounter{what}, Shares: names, OnceText: "only one of the --" + what + "-[eq|lt|gt] is allowed", Arg: "value", Negatable: true,
+				Doc: "the element's counter of " + what + " is " + map[string]string{"eq": "value", "lt": "below value", "gt": "above value"}[c.name],
 			})
 		}
 	}

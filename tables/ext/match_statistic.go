@@ -5,7 +5,6 @@ import (
 	"math"
 	"math/rand/v2"
 	"strconv"
-	"strings"
 	"sync/atomic"
 
 	"sluice/packet"
@@ -25,16 +24,28 @@ type probability struct{}
 func (probability) Args() int { return 1 }
 
 func (probability) Parse(o *tables.OptionContext, text []string, v *tables.Value) error {
-	p, err := strconv.ParseFloat(strings.TrimLeft(text[0], blanks), 64)
-	if err != nil || !(p >= 0 && p <= 1) || strings.Contains(text[0], "_") {
+	p, rest, ok := strtod(text[0])
+	if !ok || rest != "" || p < 0 || p > 1 {
 		return tables.Usagef("%s: bad value for option \"--%s\", or out of range (0-1).\n", o.Ext, o.Name)
 	}
-	v.Lo = uint64(math.Round(p * (1 << 31)))
+	v.Lo = uint64(toUint32(math.Round(p * (1 << 31))))
 	return nil
 }
 
 func (probability) Format(v *tables.Value) string {
 	return strconv.FormatFloat(float64(v.Lo)/(1<<31), 'f', 11, 64)
+}
+
+// statLast is the most that --packet may be: --every and --probability are kept
+// in one place, which has what was given last.
+func statLast(a *tables.Args) uint64 {
+	switch a.Last("every", "probability") {
+	case "every":
+		return a.Num("every") - 1
+	case "probability":
+		return a.Num("probability")
+	}
+	return 0
 }
 
 var matchStatistic = &tables.Match{
@@ -43,9 +54,9 @@ var matchStatistic = &tables.Match{
 	Doc:      "Matches packets by chance, or every n'th.",
 	Options: []tables.Option{
 		{Name: "mode", Type: statisticMode, Required: true, Arg: "random|nth", Doc: "how packets are chosen"},
-		{Name: "probability", Type: probability{}, Negatable: true, Arg: "p", Doc: "random: how likely, from 0 to 1"},
-		{Name: "every", Type: tables.Uint{Min: 1, Max: all32}, Negatable: true, Also: []string{"packet"}, Arg: "n", Doc: "nth: one packet of so many"},
-		{Name: "packet", Type: tables.U32, Arg: "p", Doc: "nth: how many packets come before the first match, from 0 to n-1"},
+		{Name: "probability", Type: probability{}, Negatable: true, Excludes: []string{"every", "packet"}, Arg: "p", Doc: "random: how likely, from 0 to 1"},
+		{Name: "every", Type: tables.Uint{Min: 1, Max: all32}, Negatable: true, Excludes: []string{"probability"}, Also: []string{"packet"}, Arg: "n", Doc: "nth: one packet of so many"},
+		{Name: "packet", Type: tables.U32, Excludes: []string{"probability"}, Also: []string{"every"}, Arg: "p", Doc: "nth: how many packets come before the first match, from 0 to n-1"},
 	},
 	First: func(a *tables.Args) error {
 		switch {
@@ -53,18 +64,8 @@ var matchStatistic = &tables.Match{
 			return tables.Usagef("--probability must be specified when using random mode")
 		case a.Num("mode") == statNth && !a.Has("every") && !a.Has("packet"):
 			return tables.Usagef("--every and --packet must be specified when using nth mode")
-		case a.Num("mode") == statNth && a.Has("packet") && a.Num("packet") >= max(a.Num("every"), 1):
+		case a.Num("packet") > statLast(a):
 			return tables.Usagef("the --packet p must be 0 <= p <= n-1")
-		}
-		return nil
-	},
-	Final: func(a *tables.Args) error {
-		if a.Num("mode") == statRandom {
-			a.Set("mode", tables.Value{})
-			a.Clear("every")
-			a.Clear("packet")
-		} else {
-			a.Clear("probability")
 		}
 		return nil
 	},

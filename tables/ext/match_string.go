@@ -121,9 +121,9 @@ var matchString = &tables.Match{
 	Families: tables.V4V6,
 	Doc:      "Matches packets that contain a text.",
 	Options: []tables.Option{
+		{Name: "algo", Type: searchAlgo, Required: true, Arg: "bm|kmp", Doc: "accepted: the result is the same"},
 		{Name: "string", Type: pattern{}, Negatable: true, Excludes: []string{"hex-string"}, Arg: "text", Doc: "the text, up to 128 bytes"},
 		{Name: "hex-string", Type: pattern{hex: true}, Negatable: true, Excludes: []string{"string"}, Arg: "text", Doc: "the text, with bytes in hex between bars: GET|20|"},
-		{Name: "algo", Type: searchAlgo, Required: true, Arg: "bm|kmp", Doc: "accepted: the result is the same"},
 		{Name: "from", Type: tables.U16, Arg: "offset", Doc: "where the search begins, bytes from the IP header's first"},
 		{Name: "to", Type: tables.U16, Arg: "offset", Doc: "where it ends; default 65535"},
 		{Name: "icase", Type: tables.Flag, Doc: "upper and lower case are the same"},

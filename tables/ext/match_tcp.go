@@ -29,10 +29,7 @@ type tcpFlags struct{}
 
 func (tcpFlags) Args() int { return 2 }
 
-func (tcpFlags) Parse(o *tables.OptionContext, text []string, v *tables.Value) error {
-	if o.Args.Has("syn") {
-		return tables.Usagef(onlyOneFlags)
-	}
+func (tcpFlags) Parse(_ *tables.OptionContext, text []string, v *tables.Value) error {
 	read := func(list string) (bits uint64, err error) {
 		for _, w := range strings.Split(list, ",") {
 			if w == "" {
@@ -96,14 +93,11 @@ var matchTCP = &tables.Match{
 	Protos:   []uint8{packet.ProtoTCP},
 	Options: append(portOptions("tcp"),
 		tables.Option{Name: "tcp-option", Type: tcpOption{}, Negatable: true, OnceText: "Only one `--tcp-option' allowed", Arg: "number", Doc: "a TCP option of this kind is there"},
-		tables.Option{Name: "tcp-flags", Type: tcpFlags{}, Negatable: true, OnceText: onlyOneFlags, Arg: "mask comp", Doc: "of the flags in mask, exactly those in comp are set"},
-		tables.Option{Name: "syn", Type: tables.Flag, Negatable: true, OnceText: onlyOneFlags, Doc: "same as --tcp-flags FIN,SYN,RST,ACK SYN"},
+		tables.Option{Name: "tcp-flags", Type: tcpFlags{}, Negatable: true, Shares: []string{"syn"}, OnceText: onlyOneFlags, Arg: "mask comp", Doc: "of the flags in mask, exactly those in comp are set"},
+		tables.Option{Name: "syn", Type: tables.Flag, Negatable: true, Shares: []string{"tcp-flags"}, OnceText: onlyOneFlags, Doc: "same as --tcp-flags FIN,SYN,RST,ACK SYN"},
 	),
 	Final: func(a *tables.Args) error {
 		if a.Has("syn") {
-			if a.Has("tcp-flags") {
-				return tables.Usagef(onlyOneFlags)
-			}
 			not := a.Not("syn")
 			a.Clear("syn")
 			a.Set("tcp-flags", tables.Value{Not: not, Lo: 2, Hi: 0x17})

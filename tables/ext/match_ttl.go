@@ -23,12 +23,7 @@ func hopMatch(name, title string, fam tables.FamilyMask, missing, doc string) *t
 	return &tables.Match{
 		Name: name, Families: fam, Doc: doc, Options: options,
 		Depends: tables.DependsTTL,
-		Final: func(a *tables.Args) error {
-			if a.Count() == 0 {
-				return tables.Usagef("%s", missing)
-			}
-			return nil
-		},
+		First:   needOption(missing),
 		List: func(a *tables.Args, _ bool) string {
 			s := " " + title + " match " + title
 			switch {

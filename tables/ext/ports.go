@@ -18,6 +18,16 @@ func needProto(upper, lower string, proto uint8) func(*tables.Args) error {
 	}
 }
 
+// needOption refuses a use without any option.
+func needOption(text string) func(*tables.Args) error {
+	return func(a *tables.Args) error {
+		if a.Count() == 0 {
+			return tables.Usagef("%s", text)
+		}
+		return nil
+	}
+}
+
 // allPorts reports whether an option says nothing.
 func allPorts(v *tables.Value) bool { return !v.Set || v.Lo == 0 && v.Hi == 65535 && !v.Not }
 

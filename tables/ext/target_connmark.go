@@ -12,10 +12,10 @@ const allOnes = 1<<32 - 1
 func connmarkOptions() []tables.Option {
 	os := markOpOptions("save-mark", "restore-mark")
 	bits := tables.Uint{Max: allOnes, Hex: true}
-	others := func(name string) []string { return append(markOps[:len(markOps):len(markOps)], name) }
+	others := func(name string) []string { return markExcludes(name, markRank) }
 	return append(os,
-		tables.Option{Name: "save-mark", Type: tables.Flag, Excludes: others("restore-mark"), Doc: "copy the packet's mark to the connection"},
-		tables.Option{Name: "restore-mark", Type: tables.Flag, Excludes: others("save-mark"), Doc: "copy the connection's mark to the packet"},
+		tables.Option{Name: "save-mark", Type: tables.Flag, Excludes: others("save-mark"), Doc: "copy the packet's mark to the connection"},
+		tables.Option{Name: "restore-mark", Type: tables.Flag, Excludes: others("restore-mark"), Doc: "copy the connection's mark to the packet"},
 		tables.Option{Name: "left-shift-mark", Type: tables.Uint{Max: 32}, Arg: "bits", Doc: "shift the copied mark left"},
 		tables.Option{Name: "right-shift-mark", Type: tables.Uint{Max: 32}, Arg: "bits", Doc: "shift the copied mark right"},
 		tables.Option{Name: "ctmask", Type: bits, Excludes: []string{"mask"}, Arg: "mask", Doc: "bits of the connection's mark"},
@@ -38,31 +38,31 @@ const (
 	connmarkRestore
 )
 
+// connmarkOf takes the options in the order typed: they write to the same masks,
+// and the last one stays.
 func connmarkOf(a *tables.Args) (op connmarkOp) {
 	op.ctmask, op.nfmask = allOnes, allOnes
-	var set bool
-	switch op.value, op.ctmask, set = markOp(a); {
-	case set:
-		op.kind = connmarkSet
-	case a.Has("save-mark"):
-		op.kind, op.ctmask = connmarkSave, allOnes
-	case a.Has("restore-mark"):
-		op.kind, op.ctmask = connmarkRestore, allOnes
-	default:
-		return op
-	}
-	if a.Has("ctmask") {
-		op.ctmask = uint32(a.Num("ctmask"))
-	}
-	if a.Has("nfmask") {
-		op.nfmask = uint32(a.Num("nfmask"))
-	}
-	if a.Has("mask") {
-		op.ctmask, op.nfmask = uint32(a.Num("mask")), uint32(a.Num("mask"))
-	}
-	op.shift = int(a.Num("left-shift-mark"))
-	if a.Has("right-shift-mark") {
-		op.shift = -int(a.Num("right-shift-mark"))
+	for name, v := range a.InOrder() {
+		bits := uint32(v.Lo)
+		switch name {
+		case "save-mark":
+			op.kind = connmarkSave
+		case "restore-mark":
+			op.kind = connmarkRestore
+		case "ctmask":
+			op.ctmask = bits
+		case "nfmask":
+			op.nfmask = bits
+		case "mask":
+			op.ctmask, op.nfmask = bits, bits
+		case "left-shift-mark":
+			op.shift = int(v.Lo)
+		case "right-shift-mark":
+			op.shift = -int(v.Lo)
+		default:
+			op.kind = connmarkSet
+			op.value, op.ctmask, _ = markOp(name, v)
+		}
 	}
 	return op
 }
@@ -100,7 +100,7 @@ var targetCONNMARK = &tables.Target{
 	Families: tables.V4V6,
 	Doc:      "Sets the connection's mark, saves the packet's mark in it or restores it from there, and goes on with the next rule.",
 	Options:  connmarkOptions(),
-	Final: func(a *tables.Args) error {
+	First: func(a *tables.Args) error {
 		if connmarkOf(a).kind == connmarkNone {
 			return tables.Usagef("CONNMARK target: No operation specified")
 		}

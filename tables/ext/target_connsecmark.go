@@ -15,12 +15,7 @@ var targetCONNSECMARK = &tables.Target{
 	},
 	Tables:  tables.In(tables.Mangle, tables.Security),
 	Depends: tables.DependsCtMark,
-	Final: func(a *tables.Args) error {
-		if a.Count() == 0 {
-			return tables.Usagef("CONNSECMARK target: parameter required")
-		}
-		return nil
-	},
+	First:   needOption("CONNSECMARK target: parameter required"),
 	List: func(a *tables.Args, _ bool) string {
 		if a.Has("save") {
 			return " CONNSECMARK save"

@@ -17,7 +17,8 @@ var targetDSCP = &tables.Target{
 	},
 	Tables:  tables.In(tables.Mangle),
 	Depends: tables.DependsTOS,
-	Final:   dscpFinal("set-dscp", "set-dscp-class", "DSCP target: Parameter --set-dscp is required"),
+	First:   needOption("DSCP target: Parameter --set-dscp is required"),
+	Final:   dscpFinal("set-dscp", "set-dscp-class"),
 	List:    func(a *tables.Args, _ bool) string { return fmt.Sprintf(" DSCP set 0x%02x", a.Num("set-dscp")) },
 	Compile: func(a *tables.Args, _ *tables.Env) (tables.TargetFunc, error) {
 		val := uint8(a.Num("set-dscp")) << 2

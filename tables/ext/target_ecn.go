@@ -22,10 +22,8 @@ var targetECN = &tables.Target{
 		{Name: "ecn-tcp-cwr", Type: tables.Uint{Max: 1}, Arg: "0|1", Doc: "set or clear CWR"},
 		{Name: "ecn-ip-ect", Type: tables.Uint{Max: 3}, Arg: "0..3", Doc: "set the IP header's codepoint"},
 	},
+	First: needOption("ECN target: An operation is required"),
 	Final: func(a *tables.Args) error {
-		if a.Count() == 0 {
-			return tables.Usagef("ECN target: An operation is required")
-		}
 		if e, c := a.Get("ecn-tcp-ece"), a.Get("ecn-tcp-cwr"); e.Set && c.Set && e.Lo|c.Lo == 0 {
 			a.Clear("ecn-tcp-ece")
 			a.Clear("ecn-tcp-cwr")

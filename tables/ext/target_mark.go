@@ -2,13 +2,27 @@ package ext
 
 import (
 	"fmt"
+	"slices"
 
 	"sluice/packet"
 	"sluice/tables"
 )
 
-// markOps are the options that say how a mark changes; only one may be given.
+// markOps are the options that say how a mark changes, as they are checked; only
+// one may be given. markRank is the order in which each looks for the others.
 var markOps = []string{"set-xmark", "set-mark", "and-mark", "or-mark", "xor-mark"}
+
+var markRank = []string{"set-mark", "save-mark", "restore-mark", "and-mark", "or-mark", "xor-mark", "set-xmark"}
+
+// markExcludes are the other options of those that name is one of.
+func markExcludes(name string, all []string) (out []string) {
+	for _, x := range markRank {
+		if x != name && slices.Contains(all, x) {
+			out = append(out, x)
+		}
+	}
+	return out
+}
 
 func markOpOptions(others ...string) []tables.Option {
 	all := append(markOps[:len(markOps):len(markOps)], others...)
@@ -22,38 +36,36 @@ func markOpOptions(others ...string) []tables.Option {
 		if i >= 2 {
 			o.Type, o.Arg = tables.Uint{Max: 1<<32 - 1, Hex: true}, "bits"
 		}
-		for _, x := range all {
-			if x != name {
-				o.Excludes = append(o.Excludes, x)
-			}
-		}
+		o.Excludes = markExcludes(name, all)
 		out = append(out, o)
 	}
 	return out
 }
 
-// markOp reduces the options to one form: mark = mark &^ mask ^ value.
-func markOp(a *tables.Args) (value, mask uint32, ok bool) {
-	for i, name := range markOps {
-		v := a.Get(name)
-		if !v.Set {
-			continue
-		}
-		lo, hi := uint32(v.Lo), uint32(v.Hi)
-		switch i {
-		case 0:
-			return lo, hi, true
-		case 1:
-			return lo, hi | lo, true
-		case 2:
-			return 0, ^lo, true
-		case 3:
-			return lo, lo, true
-		case 4:
-			return lo, 0, true
-		}
+// markOp reduces one of the options to a form that all have: mark = mark &^ mask ^ value.
+func markOp(name string, v *tables.Value) (value, mask uint32, ok bool) {
+	lo, hi := uint32(v.Lo), uint32(v.Hi)
+	switch name {
+	case "set-xmark":
+		return lo, hi, true
+	case "set-mark":
+		return lo, hi | lo, true
+	case "and-mark":
+		return 0, ^lo, true
+	case "or-mark":
+		return lo, lo, true
+	case "xor-mark":
+		return lo, 0, true
 	}
 	return 0, 0, false
+}
+
+// markOf is what MARK's options come to.
+func markOf(a *tables.Args) (value, mask uint32) {
+	for name, v := range a.InOrder() {
+		value, mask, _ = markOp(name, v)
+	}
+	return value, mask
 }
 
 // listMark is -L's word for a change of a mark.
@@ -76,23 +88,18 @@ var targetMARK = &tables.Target{
 	Families: tables.V4V6,
 	Doc:      "Sets the packet's mark, for policy routing and the mark match, and goes on with the next rule.",
 	Options:  markOpOptions(),
-	Final: func(a *tables.Args) error {
-		if _, _, ok := markOp(a); !ok {
-			return tables.Usagef("MARK: One of the --set-xmark, --{and,or,xor,set}-mark options is required")
-		}
-		return nil
-	},
+	First:    needOption("MARK: One of the --set-xmark, --{and,or,xor,set}-mark options is required"),
 	Save: func(a *tables.Args) string {
-		value, mask, _ := markOp(a)
+		value, mask := markOf(a)
 		return fmt.Sprintf(" --set-xmark 0x%x/0x%x", value, mask)
 	},
 	List: func(a *tables.Args, _ bool) string {
-		value, mask, _ := markOp(a)
+		value, mask := markOf(a)
 		return " MARK" + listMark(value, mask)
 	},
 	Depends: tables.DependsMark,
 	Compile: func(a *tables.Args, _ *tables.Env) (tables.TargetFunc, error) {
-		value, mask, _ := markOp(a)
+		value, mask := markOf(a)
 		return func(_ *tables.Context, p *packet.Packet) tables.Result {
 			p.Mark = p.Mark&^mask ^ value
 			return tables.Continue

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"strconv"
 	"strings"
 
 	"sluice/packet"
@@ -15,15 +14,18 @@ import (
 // average moves towards what was counted in it. Nothing ticks; whoever looks
 // makes up for the intervals that have passed.
 type estimator struct {
-	mu             spin
-	defined        bool
-	interval, ewma int // 0.25 s << interval; weight 2^-ewma
+	mu      spin
+	defined bool
+	estimatorTimes
 
 	next                   int64 // end of the present interval, ns; 0: not begun
 	bytes, packets         uint64
 	lastBytes, lastPackets uint64
 	avgBytes, avgPackets   uint64 // per second, times 256
 }
+
+// estimatorTimes are how often it moves, 0.25 s << interval, and how far, 2^-ewma.
+type estimatorTimes struct{ interval, ewma int }
 
 var estimators shared[estimator]
 
@@ -66,33 +68,26 @@ func (e *estimator) rates(now int64) (bytes, packets uint64) {
 	return bytes, packets
 }
 
-// A number's unit follows it; blanks before it count for nothing, as in strtod.
-const (
-	letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-	blanks  = " \t\n\v\f\r"
-)
-
 // duration is a time in microseconds in Value.Lo, written with s, ms or us.
 type duration struct{ what string }
 
 func (duration) Args() int { return 1 }
 
 func (t duration) Parse(_ *tables.OptionContext, text []string, v *tables.Value) error {
-	num := strings.TrimRight(text[0], letters)
-	x, err := strconv.ParseFloat(strings.TrimLeft(num, blanks), 64)
-	switch strings.ToLower(text[0][len(num):]) {
+	x, unit, ok := strtod(text[0])
+	switch strings.ToLower(unit) {
 	case "s", "sec", "secs":
 		x *= 1e6
 	case "ms", "msec", "msecs":
 		x *= 1e3
 	case "us", "usec", "usecs", "":
 	default:
-		err = strconv.ErrSyntax
+		ok = false
 	}
-	if err != nil || x < 0 || x > 1<<62 {
+	if !ok {
 		return tables.Usagef("RATEEST: bad %s value \"%s\"", t.what, text[0])
 	}
-	v.Lo = uint64(x) & all32
+	v.Lo = uint64(toUint32(x))
 	return nil
 }
 
@@ -113,11 +108,11 @@ var targetRATEEST = &tables.Target{
 	Families: tables.V4V6,
 	Doc:      "Measures the rate of the packets that come by, for the match rateest.",
 	Options: []tables.Option{
-		{Name: "rateest-name", Type: tables.String{Min: 1, Trim: 15}, Arg: "name", Doc: "what it is called"},
-		{Name: "rateest-interval", Type: duration{"interval"}, Arg: "time", Doc: "how often it measures: 250ms to 8s"},
-		{Name: "rateest-ewmalog", Type: duration{"ewmalog"}, Arg: "time", Doc: "how long it remembers"},
+		{Name: "rateest-name", Type: tables.String{Trim: 15}, Required: true, Arg: "name", Doc: "what it is called"},
+		{Name: "rateest-interval", Type: duration{"interval"}, Required: true, Arg: "time", Doc: "how often it measures: 250ms to 8s"},
+		{Name: "rateest-ewmalog", Type: duration{"ewmalog"}, Required: true, Arg: "time", Doc: "how long it remembers"},
 	},
-	Final: func(a *tables.Args) error {
+	First: func(a *tables.Args) error {
 		interval, memory := float64(a.Num("rateest-interval")), float64(a.Num("rateest-ewmalog"))
 		i := 0
 		for i <= 5 && interval > float64(int(250_000)<<i) {
@@ -133,11 +128,13 @@ var targetRATEEST = &tables.Target{
 		if ewma--; ewma == 0 || ewma >= 31 {
 			return tables.Usagef("RATEEST: ewmalog value is out of range")
 		}
-		if !a.Has("rateest-name") {
-			return tables.Usagef("RATEEST: no name specified")
-		}
-		a.Set("rateest-interval", tables.Value{Lo: 250_000 << i, Hi: uint64(i)})
-		a.Set("rateest-ewmalog", tables.Value{Lo: 250_000 << i << ewma, Hi: uint64(ewma)})
+		a.State = estimatorTimes{i, ewma}
+		return nil
+	},
+	Final: func(a *tables.Args) error {
+		t := a.State.(estimatorTimes)
+		a.Set("rateest-interval", tables.Value{Lo: 250_000 << t.interval})
+		a.Set("rateest-ewmalog", tables.Value{Lo: 250_000 << t.interval << t.ewma})
 		return nil
 	},
 	Save: func(a *tables.Args) string {
@@ -149,15 +146,15 @@ var targetRATEEST = &tables.Target{
 			microseconds(a.Num("rateest-interval")), microseconds(a.Num("rateest-ewmalog")))
 	},
 	Compile: func(a *tables.Args, env *tables.Env) (tables.TargetFunc, error) {
-		interval, ewma := int(a.Get("rateest-interval").Hi), int(a.Get("rateest-ewmalog").Hi)
+		times := a.State.(estimatorTimes)
 		h, err := estimators.take(a.Rule, env, 0, a.Str("rateest-name"), func(e *estimator) (*estimator, error) {
 			if e == nil {
 				e = &estimator{}
 			}
-			if e.defined && (e.interval != interval || e.ewma != ewma) {
+			if e.defined && e.estimatorTimes != times {
 				return nil, errors.New("RATEEST: another rule has this name with other times")
 			}
-			e.defined, e.interval, e.ewma = true, interval, ewma
+			e.defined, e.estimatorTimes = true, times
 			return e, nil
 		})
 		if err != nil {

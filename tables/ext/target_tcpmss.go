@@ -36,11 +36,11 @@ var targetTCPMSS = &tables.Target{
 	},
 	Protos:  []uint8{packet.ProtoTCP},
 	Depends: tables.DependsL4Header | tables.DependsRoutes,
-	Final: func(a *tables.Args) error {
-		if a.Count() == 0 {
-			return tables.Usagef("TCPMSS target: At least one parameter is required")
-		}
-		if a.Has("clamp-mss-to-pmtu") {
+	First:   needOption("TCPMSS target: At least one parameter is required"),
+	Final: func(a *tables.Args) error { // the last one counts
+		if a.Last("set-mss", "clamp-mss-to-pmtu") == "set-mss" {
+			a.Clear("clamp-mss-to-pmtu")
+		} else {
 			a.Clear("set-mss")
 		}
 		return nil

@@ -19,6 +19,7 @@ var targetTOS = &tables.Target{
 	},
 	Tables:  tables.In(tables.Mangle),
 	Depends: tables.DependsTOS,
+	First:   needOption("TOS: An action is required"),
 	Final: func(a *tables.Args) error {
 		switch {
 		case a.Has("and-tos"):
@@ -27,8 +28,6 @@ var targetTOS = &tables.Target{
 			a.Set("set-tos", tables.Value{Lo: a.Num("or-tos"), Hi: a.Num("or-tos")})
 		case a.Has("xor-tos"):
 			a.Set("set-tos", tables.Value{Lo: a.Num("xor-tos")})
-		case !a.Has("set-tos"):
-			return tables.Usagef("TOS: An action is required")
 		}
 		for _, o := range []string{"and-tos", "or-tos", "xor-tos"} {
 			a.Clear(o)

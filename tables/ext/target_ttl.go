@@ -25,12 +25,7 @@ func hopTarget(prefix, name string, fam tables.FamilyMask, doc string) *tables.T
 		Name: name, Families: fam, Doc: doc, Options: options,
 		Tables:  tables.In(tables.Mangle),
 		Depends: tables.DependsTTL,
-		Final: func(a *tables.Args) error {
-			if a.Count() == 0 {
-				return tables.Usagef("%s: You must specify an action", name)
-			}
-			return nil
-		},
+		First:   needOption(name + ": You must specify an action"),
 		List: func(a *tables.Args, _ bool) string {
 			switch {
 			case a.Has(set):
