@@ -164,10 +164,16 @@ func (o outcome) String() string {
 	return o.printed
 }
 
+var timers sync.Mutex
+
 // outcomes gives rules to a program, a chain each, and takes them out again.
 // Those that are likely to be taken come together in one restore; only if it
 // says anything are they given one by one, as the others are.
 func outcomes(run program, cs []textCase, likely func(i int) bool) []outcome {
+	if slices.ContainsFunc(cs, func(c textCase) bool { return c.uses("IDLETIMER") }) {
+		timers.Lock() // the kernel's have one name space, whatever the namespace
+		defer timers.Unlock()
+	}
 	out := make([]outcome, len(cs))
 	tables := map[string]bool{} // "PROGRAM TABLE"
 	for _, c := range cs {
@@ -184,7 +190,8 @@ func outcomes(run program, cs []textCase, likely func(i int) bool) []outcome {
 				continue
 			}
 			fmt.Fprintf(&chains, ":%s - [0:0]\n", chainName(i))
-			if likely(i) {
+			// An estimator has to be there for the rules behind it alone.
+			if likely(i) && !c.uses("RATEEST") {
 				together = append(together, i)
 				fmt.Fprintf(&rules, "-A %s%s\n", chainName(i), restoreWords(c.args))
 			}

@@ -3,7 +3,6 @@ package ext
 import (
 	"encoding/binary"
 	"fmt"
-	"math/bits"
 
 	"sluice/conntrack"
 	"sluice/packet"
@@ -25,6 +24,14 @@ func (t nodeMask) Parse(o *tables.OptionContext, text []string, v *tables.Value)
 	return nil
 }
 
+// clusterMask is the nodes that the options name, the last of them if there are two.
+func clusterMask(a *tables.Args) uint64 {
+	if a.Last("cluster-local-node", "cluster-local-nodemask") == "cluster-local-node" {
+		return 1 << (a.Num("cluster-local-node") - 1)
+	}
+	return a.Num("cluster-local-nodemask")
+}
+
 var matchCluster = &tables.Match{
 	Name:     "cluster",
 	Families: tables.V4V6,
@@ -36,23 +43,24 @@ var matchCluster = &tables.Match{
 		{Name: "cluster-hash-seed", Type: tables.U32, Required: true, Arg: "number", Doc: "the hash's seed, the same on all nodes"},
 	},
 	First: func(a *tables.Args) error {
-		if !a.Has("cluster-local-node") && !a.Has("cluster-local-nodemask") {
+		node, mask := a.Has("cluster-local-node"), a.Has("cluster-local-nodemask")
+		complete := a.Has("cluster-total-nodes") && a.Has("cluster-hash-seed")
+		tooBig := clusterMask(a)>>a.Num("cluster-total-nodes") != 0
+		switch {
+		case !node && !mask:
 			return tables.Usagef("cluster match: `--cluster-local-node' or`--cluster-local-nodemask' is missing")
+		case complete && tooBig && node:
+			return tables.Usagef("cluster match: `--cluster-local-node' must be <= `--cluster-total-nodes'")
+		case complete && tooBig:
+			return tables.Usagef("cluster match: `--cluster-local-nodemask' too big for `--cluster-total-nodes'")
 		}
 		return nil
 	},
 	Final: func(a *tables.Args) error {
-		v := *a.Get("cluster-local-node")
-		if !v.Set && bits.Len64(a.Num("cluster-local-nodemask")) > int(a.Num("cluster-total-nodes")) {
-			return tables.Usagef("cluster match: `--cluster-local-nodemask' too big for `--cluster-total-nodes'")
-		} else if !v.Set {
-			return nil
+		if v := a.Get("cluster-local-node"); v.Set {
+			a.Set("cluster-local-nodemask", tables.Value{Lo: clusterMask(a), Not: v.Not})
+			a.Clear("cluster-local-node")
 		}
-		if v.Lo > a.Num("cluster-total-nodes") {
-			return tables.Usagef("cluster match: `--cluster-local-node' must be <= `--cluster-total-nodes'")
-		}
-		a.Set("cluster-local-nodemask", tables.Value{Lo: 1 << (v.Lo - 1), Not: v.Not})
-		a.Clear("cluster-local-node")
 		return nil
 	},
 	Save: func(a *tables.Args) string {

@@ -125,7 +125,8 @@ var targetRATEEST = &tables.Target{
 		for ewma < 32 && interval/-math.Log(1-1/float64(int(1)<<ewma)) <= memory {
 			ewma++
 		}
-		if ewma--; ewma == 0 || ewma >= 31 {
+		// What does not fit into 32 bits of microseconds could not be read back.
+		if ewma--; ewma == 0 || ewma >= 31 || 250_000<<i<<ewma > all32 {
 			return tables.Usagef("RATEEST: ewmalog value is out of range")
 		}
 		a.State = estimatorTimes{i, ewma}
