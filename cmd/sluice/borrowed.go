@@ -89,7 +89,7 @@ func borrowed(argv []string) (*borrowedCall, bool) {
 func (b *borrowedCall) run(ctx context.Context, stdin io.Reader, stdout, stderr io.Writer) int {
 	switch b.tool.name {
 	case "iptables-xml":
-		return iptablesXML(b.argv, stdin, stdout, stderr)
+		return iptables.XML(b.argv, stdin, stdout, stderr)
 	case "iptables-apply", "ip6tables-apply":
 		return b.apply(ctx, stdin, stdout, stderr)
 	}
@@ -132,20 +132,6 @@ func (b *borrowedCall) run(ctx context.Context, stdin io.Reader, stdout, stderr 
 		return b.failed
 	}
 	return status
-}
-
-// iptablesXML is that program, which needs no router.
-func iptablesXML(argv []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	if i := len(argv) - 1; i > 0 && !strings.HasPrefix(argv[i], "-") {
-		f, err := os.Open(argv[i])
-		if err != nil {
-			fmt.Fprintf(stderr, "Can't open %s: No such file or directory", argv[i])
-			return exitFailed
-		}
-		defer f.Close()
-		stdin, argv = f, argv[:i]
-	}
-	return iptables.XML(argv, stdin, stdout, stderr)
 }
 
 // ipset is a call of that program, with the files that its -f names.

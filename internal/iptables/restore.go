@@ -386,32 +386,34 @@ func parseCounter(s string) (uint64, bool) {
 
 // parseLine reads a line with a command, perhaps with counters before it.
 func (x *tool) parseLine(o restoreOptions, text string) (*command, error) {
-	var with [3]string
-	if text[0] == '[' {
-		pair, rest, ok := strings.Cut(text[1:], "]")
-		if !ok {
-			return nil, tables.Usagef("Bad line %d: need ]", x.line)
-		}
-		packets, _, ok := strings.Cut(strings.TrimLeft(pair, ":"), ":")
-		if !ok || packets == "" {
-			return nil, tables.Usagef("Bad line %d: need ]", x.line)
-		}
-		// As strtok has it, an empty number is what comes behind the bracket.
-		_, bytes, _ := strings.Cut(strings.TrimLeft(text[1:], ":"), ":")
-		bytes, _, _ = strings.Cut(strings.TrimLeft(bytes, "]"), "]")
-		if o.counters {
-			with = [3]string{"--set-counters", packets, bytes}
-		}
-		text = rest
+	packets, bytes, text, ok := cutCounters(text)
+	if !ok {
+		return nil, tables.Usagef("Bad line %d: need ]", x.line)
 	}
 	if err := x.words.split(text); err != nil {
 		return nil, err
 	}
 	words := x.words.words
-	if with[0] != "" {
-		words = append(with[:], words...)
+	if o.counters && packets != "" {
+		words = append([]string{"--set-counters", packets, bytes}, words...)
 	}
 	return x.parse(words)
+}
+
+// cutCounters takes "[packets:bytes]" from the beginning of a line, if it is
+// there. As strtok has it, an empty number is what comes behind the bracket.
+func cutCounters(line string) (packets, bytes, rest string, ok bool) {
+	if line[0] != '[' {
+		return "", "", line, true
+	}
+	pair, rest, ok := strings.Cut(line[1:], "]")
+	packets, _, colon := strings.Cut(strings.TrimLeft(pair, ":"), ":")
+	if !ok || !colon || packets == "" {
+		return "", "", "", false
+	}
+	_, bytes, _ = strings.Cut(strings.TrimLeft(line[1:], ":"), ":")
+	bytes, _, _ = strings.Cut(strings.TrimLeft(bytes, "]"), "]")
+	return packets, bytes, rest, true
 }
 
 // snap is counters that know only the rules of one moment: others have what they

@@ -2,7 +2,8 @@ package iptables
 
 import (
 	"bytes"
-	"os/exec"
+	"encoding/xml"
+	"io"
 	"strings"
 	"testing"
 )
@@ -25,21 +26,39 @@ var xmlInputs = []string{
 
 // TestXML holds iptables-xml against the real one.
 func TestXML(t *testing.T) {
-	if v, err := exec.Command("iptables", "-V").Output(); err != nil || !strings.Contains(string(v), "v1.8.9") {
-		t.Skip("needs iptables 1.8.9")
-	}
+	needXML(t)
 	for _, in := range xmlInputs {
-		for _, args := range [][]string{nil, {"-c"}} {
-			var wantOut, wantErr, out, errs bytes.Buffer
-			c := exec.Command("iptables-xml", args...)
-			c.Stdin, c.Stdout, c.Stderr = strings.NewReader(in), &wantOut, &wantErr
-			if err := c.Run(); err != nil && c.ProcessState == nil {
-				t.Skip("no iptables-xml: ", err)
-			}
-			status := XML(append([]string{"iptables-xml"}, args...), strings.NewReader(in), &out, &errs)
-			if status != c.ProcessState.ExitCode() || out.String() != wantOut.String() || errs.String() != wantErr.String() {
-				t.Errorf("%q %q\n got %d %s%s\nwant %d %s%s", args, in, status, out.String(), errs.String(), c.ProcessState.ExitCode(), wantOut.String(), wantErr.String())
-			}
+		for _, args := range [][]string{nil, {"-c"}, {"-v"}, {"-vc"}, {"--comb"}, {"--verb", "--c"}, {"-h"}, {"-c", "--he"}, {"-x"}, {"-cq"}, {"--foo"}, {"--help=3"}, {"-"}, {"nofile"}, {"--", "nofile"}, {"nofile", "-q"}, {"a", "b"}, {"--"}} {
+			sameXML(t, in, args)
 		}
 	}
+}
+
+// FuzzXML: what iptables-xml makes of an input that it takes is well-formed.
+func FuzzXML(f *testing.F) {
+	for _, in := range append(xmlInputs, "# \xff\x01-->\n*f\x02<\n:a:b<&\"\xe9 - [1:2]\n-A a:b<&\"\xe9 --\x03>x \x04 - \"\x05\" -m <a -j a:b<&\"\xe9\nCOMMIT\n") {
+		f.Add(in, true)
+	}
+	f.Fuzz(func(t *testing.T, in string, combine bool) {
+		var out, errs bytes.Buffer
+		argv := []string{"iptables-xml", "-c"}
+		if !combine {
+			argv = argv[:1]
+		}
+		switch status := XML(argv, strings.NewReader(in), &out, &errs); {
+		case status < 0 || status > 2:
+			t.Fatalf("exit status %d", status)
+		case (status != 0) != (errs.Len() > 0):
+			t.Fatalf("exit status %d, %q", status, errs.String())
+		case status != 0:
+			return
+		}
+		for d := xml.NewDecoder(&out); ; {
+			if _, err := d.Token(); err == io.EOF {
+				return
+			} else if err != nil {
+				t.Fatalf("%v in what %q became", err, in)
+			}
+		}
+	})
 }
