@@ -44,7 +44,7 @@ func (d *Definition) Make(sets *ipset.Sets) (*ipset.Set, error) {
 		}
 		return nil, fail(fmt.Errorf("no set type %q: %s", d.Type, strings.Join(names, " ")))
 	}
-	t, opt, err := parseCreate(d.Type, d.Options)
+	t, opt, err := parseCreate(d.Type, d.Options, func(string) {})
 	if err != nil {
 		return nil, fail(err)
 	}

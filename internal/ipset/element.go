@@ -111,6 +111,9 @@ func (e *element) parse(text string) error {
 	if len(parts) < len(kinds) && !(t.Name == "bitmap:ip,mac" && len(parts) == 1) {
 		return syntaxf("%s element is missing from %s.", missingPart[len(parts)], text)
 	}
+	if n := len(parts) - 1; n > 0 && parts[n] == "" {
+		return syntaxf("%s element is missing from %s.", missingPart[n], text)
+	}
 	for i, s := range parts {
 		if err := e.part(kinds[i], i, s); err != nil {
 			return err
@@ -175,7 +178,7 @@ func (e *element) option(name, val string) error {
 	x := &e.ext
 	counter := func(dst *uint64) (err error) {
 		x.HasCounters = true
-		*dst, err = parseNumber(val, 0, 1<<64-1)
+		*dst, err = parseNumber(val, 0, 1<<64-2) // all ones: none were given
 		return err
 	}
 	switch name {
@@ -241,8 +244,8 @@ func hexWord(s, prefix string) (uint32, error) {
 	if !ok {
 		return 0, errors.New("no prefix")
 	}
-	n, err := strconv.ParseUint(rest, 16, 32)
-	return uint32(n), err
+	n, err := strconv.ParseUint(rest, 16, 64)
+	return uint32(n), err // what is above is lost, as in the real one
 }
 
 // allowed refuses ranges where a command takes none.
@@ -256,7 +259,7 @@ func (e *element) allowed(c cmd, name string) error {
 	for i := range e.ip[:e.ips] {
 		switch e.ip[i].kind {
 		case ipRange:
-			if e.typ.Name != "hash:ip" {
+			if e.typ.Name != "hash:ip" && i == 0 {
 				return refuse("FROM-TO IP range")
 			}
 		case ipCIDR:
@@ -287,8 +290,14 @@ func (e *element) text() string {
 	for _, k := range e.typ.Parts() {
 		switch k {
 		case "ip", "net":
-			parts = append(parts, e.ip[n].String())
+			a := e.ip[n]
+			if n > 0 && a.kind == ipRange {
+				a.kind = ipSingle // its first
+			}
+			parts = append(parts, a.String())
 			n++
+		case "iface":
+			parts = append(parts, e.elem.Iface)
 		case "mac":
 			if e.hasMAC {
 				parts = append(parts, macText(e.elem.MAC))
@@ -428,9 +437,6 @@ func (r *runner) element(o *options, c cmd, name, setName, text string, args []s
 		return err
 	}
 	if c == cmdTest {
-		if err := e.inRange(set); err != nil {
-			return kernel(c, err)
-		}
 		return r.test(o, set, setName, e)
 	}
 	exist := o.exist
@@ -441,6 +447,11 @@ func (r *runner) element(o *options, c cmd, name, setName, text string, args []s
 func (r *runner) edit(set *ipset.Set, e *element, c cmd, exist bool) error {
 	if err := e.inRange(set); err != nil {
 		return err
+	}
+	if a := e.ip[0]; e.typ.Method() == "hash" && e.typ.Parts()[0] == "ip" && a.kind == ipCIDR && a.bits == 0 {
+		if e.typ.Name != "hash:ip" || a.addr != [16]byte{} { // else its value is what is told
+			return ipset.ErrInvalidCIDR
+		}
 	}
 	n := 0
 	return e.expand(set, func(el *ipset.Elem) error {
@@ -465,16 +476,27 @@ func (r *runner) stopped() bool {
 
 var errFirst = errors.New("the first is enough")
 
+// test asks for the first of what e comes to. What the kernel refuses to look
+// for is not in the set.
 func (r *runner) test(o *options, set *ipset.Set, name string, e *element) error {
-	in := false
-	err := e.expand(set, func(el *ipset.Elem) (err error) {
-		if in, err = set.Test(el); err == nil {
-			err = errFirst
+	in, first := false, *e
+	for i := range first.ip {
+		if a := &first.ip[i]; a.kind == ipRange || i == 0 && e.typ.Parts()[0] == "ip" && a.family == packet.IPv4 {
+			a.kind = ipSingle
 		}
+	}
+	var refused ipset.Error
+	err := e.inRange(set)
+	if err == nil {
+		err = first.expand(set, func(el *ipset.Elem) (err error) {
+			if in, err = set.Test(el); err == nil {
+				err = errFirst
+			}
+			return err
+		})
+	}
+	if err != nil && err != errFirst && !errors.As(err, &refused) {
 		return err
-	})
-	if err != errFirst {
-		return kernel(cmdTest, err)
 	}
 	switch {
 	case !in && !o.quiet:
@@ -495,7 +517,13 @@ func (r *runner) create(o *options, name, typ string, args []string) error {
 	if err := checkName(name); err != nil {
 		return err
 	}
-	t, opt, err := parseCreate(typ, args)
+	before := "Warning: " // the first
+	t, opt, err := parseCreate(typ, args, func(s string) {
+		if !o.quiet {
+			fmt.Fprintln(r.err, before+s)
+		}
+		before = ""
+	})
 	if err != nil {
 		return err
 	}

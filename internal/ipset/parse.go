@@ -85,10 +85,17 @@ func (a *arguments) next(flag func(string) bool) (name, val string, err error) {
 		}
 		val, a.rest = a.rest[0], a.rest[1:]
 	}
-	if a.seen[name] {
+	what := name
+	switch name {
+	case "network", "from": // what a range says, too
+		what = "range"
+	case "-4", "-6":
+		what = "family"
+	}
+	if a.seen[what] {
 		return "", "", syntaxf("%s already specified", name)
 	}
-	a.seen[name] = true
+	a.seen[what], a.seen[name] = true, true
 	return name, val, nil
 }
 
@@ -100,8 +107,21 @@ func createFlag(name string) bool {
 	return false
 }
 
-// parseCreate reads what follows `create SETNAME`.
-func parseCreate(typ string, args []string) (*ipset.Type, ipset.Options, error) {
+// ignored are options of before ipset 5 that mean nothing any more, by type.
+func ignored(t *ipset.Type) []string {
+	switch t.Name {
+	case "hash:ip":
+		return []string{"probes", "resize", "gc"}
+	case "hash:net":
+		return []string{"probes", "resize"}
+	case "hash:ip,port", "hash:ip,port,ip", "hash:ip,port,net":
+		return []string{"probes", "resize", "from", "to", "network"}
+	}
+	return nil
+}
+
+// parseCreate reads what follows `create SETNAME`; warn is told what is ignored.
+func parseCreate(typ string, args []string, warn func(string)) (*ipset.Type, ipset.Options, error) {
 	var o ipset.Options
 	if n, old := oldNames[typ]; old {
 		typ = n
@@ -115,10 +135,13 @@ func parseCreate(typ string, args []string) (*ipset.Type, ipset.Options, error) 
 	if slices.Contains(a.known, "family") {
 		a.known = append(a.known, "-4", "-6")
 	}
+	old := ignored(t)
+	a.known = append(a.known, old...)
 	if t.Method() == "bitmap" {
-		a.known = append(a.known, "from", "to", "network")
-	} else {
-		a.known = append(a.known, "probes", "resize", "gc")
+		a.known = append(a.known, "from", "to")
+		if t.Name != "bitmap:port" {
+			a.known = append(a.known, "network")
+		}
 	}
 	for i, w := range args { // what the others mean depends on it
 		var err error
@@ -132,8 +155,22 @@ func parseCreate(typ string, args []string) (*ipset.Type, ipset.Options, error) 
 			return nil, o, err
 		}
 	}
+	warned := map[string]bool{}
 	for len(a.rest) > 0 {
 		name, val, err := a.next(createFlag)
+		if err == nil && slices.Contains(old, name) {
+			if name == "network" {
+				name = "from"
+			}
+			for _, n := range []string{name, "network", "range"} { // they may come again
+				delete(a.seen, n)
+			}
+			if !warned[name] {
+				warn(fmt.Sprintf("Option '--%s %s' is ignored. Please upgrade your syntax.", name, val))
+			}
+			warned[name] = true
+			continue
+		}
 		if err == nil {
 			err = createOption(t, &o, name, val)
 		}
@@ -141,16 +178,18 @@ func parseCreate(typ string, args []string) (*ipset.Type, ipset.Options, error) 
 			return nil, o, err
 		}
 	}
+	if o.Family == 0 {
+		return nil, o, kernel(cmdCreate, ipset.ErrInvalidFamily)
+	}
 	if o.Netmask != 0 && o.HasBitmask {
 		return nil, o, syntaxf("bitmask and netmask are mutually exclusive, provide only one")
 	}
-	if t.Method() == "bitmap" && !a.seen["range"] && !a.seen["network"] {
-		if !a.seen["from"] {
-			return nil, o, usagef("Mandatory option `range' is missing")
-		}
-		if !a.seen["to"] {
-			return nil, o, usagef("Mandatory option `to' is missing")
-		}
+	switch {
+	case t.Method() != "bitmap":
+	case !a.seen["range"]:
+		return nil, o, usagef("Mandatory option `range' is missing")
+	case a.seen["from"] && !a.seen["to"]:
+		return nil, o, usagef("Mandatory option `to' is missing")
 	}
 	return t, o, nil
 }
@@ -161,6 +200,8 @@ func parseFamily(s string) (uint8, error) {
 		return packet.IPv4, nil
 	case "inet6", "ipv6", "-6":
 		return packet.IPv6, nil
+	case "any", "unspec":
+		return 0, nil
 	}
 	return 0, syntaxf("unknown inet family %s", s)
 }
@@ -329,6 +370,9 @@ func (a *ipArg) String() string {
 	s := tables.FormatAddr(a.family, a.addr)
 	switch a.kind {
 	case ipCIDR:
+		if a.family == packet.IPv4 && a.bits == 32 || a.bits == 128 {
+			break
+		}
 		s += "/" + strconv.Itoa(int(a.bits))
 	case ipRange:
 		s += "-" + v4(a.to).String()
@@ -387,6 +431,8 @@ func parseIP(s string, family uint8, allowed ipKind) (a ipArg, err error) {
 		return syntaxf("IP address or IP-IP range must be specified: %s", s)
 	}
 	switch {
+	case rest == "/" || rest == "-":
+		return a, syntaxf("cannot parse %s: resolving to %s address failed", s, familyWord(family))
 	case strings.HasPrefix(rest, "/"):
 		if allowed&ipCIDR == 0 {
 			return a, refuse()
