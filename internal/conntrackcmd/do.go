@@ -416,9 +416,12 @@ func (r *runner) doExpect(c *cmdline) error {
 	}
 	switch c.cmd {
 	case cmdList:
+		if c.family == 0 {
+			c.family = packet.IPv4 // with connections, it means both
+		}
 		all := t.Expectations()
 		for i := range all {
-			if c.family == 0 || c.family == all[i].Tuple.Family {
+			if c.family == all[i].Tuple.Family {
 				show(&all[i])
 			}
 		}
