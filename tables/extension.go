@@ -106,8 +106,9 @@ type Match struct {
 
 	// First is called when the rule's text has been read, before Required,
 	// Excludes and Also are checked, as iptables calls an extension's own check
-	// before its table of options is gone through. Final comes after that and
-	// brings a into the form that Save, List and Compile want. Both may refuse.
+	// before its table of options is gone through. Final comes when that is done
+	// for all of the rule's extensions: it brings a into the form that Save, List
+	// and Compile want, and refuses what iptables takes and we do not.
 	First func(a *Args) error
 	Final func(a *Args) error
 	// Save prints what iptables-save prints after "-m name", leading space
@@ -279,7 +280,7 @@ type Args struct {
 	vals     []given // of the options that were given
 	// State is an extension's own, made by Final for Save, List and Compile.
 	State any
-	// Warn is, for First and Final, what takes a line that iptables writes to
+	// Warn is, for First, what takes a line that iptables writes to
 	// stderr and then goes on.
 	Warn func(line string)
 }

@@ -622,8 +622,8 @@ func (ps *Parser) extOption(a *Args, i int, name, text string) error {
 	return nil
 }
 
-// final makes the checks of an extension's options once all are read.
-func (a *Args) final(ps *Parser, first, custom func(*Args) error) error {
+// check makes the checks of an extension's options once all are read.
+func (a *Args) check(ps *Parser, first func(*Args) error) error {
 	a.Proto, a.ProtoNot, a.Warn = ps.rule.Proto, ps.rule.ProtoNot, ps.warnings
 	defer func() { a.Warn = nil }()
 	if first != nil {
@@ -650,9 +650,6 @@ func (a *Args) final(ps *Parser, first, custom func(*Args) error) error {
 			}
 		}
 	}
-	if custom != nil {
-		return custom(a)
-	}
 	return nil
 }
 
@@ -663,12 +660,26 @@ func (ps *Parser) Options(table TableID) error {
 		return NATDrop
 	}
 	for _, u := range ps.uses {
-		if err := u.Args.final(ps, u.Ext.First, u.Ext.Final); err != nil {
+		if err := u.Args.check(ps, u.Ext.First); err != nil {
 			return err
 		}
 	}
-	if u := ps.target; u.Ext != nil {
-		return u.Args.final(ps, u.Ext.First, u.Ext.Final)
+	t := ps.target
+	if t.Ext != nil {
+		if err := t.Args.check(ps, t.Ext.First); err != nil {
+			return err
+		}
+	}
+	// What only we refuse comes when iptables has nothing to say any more.
+	for _, u := range ps.uses {
+		if u.Ext.Final != nil {
+			if err := u.Ext.Final(u.Args); err != nil {
+				return err
+			}
+		}
+	}
+	if t.Ext != nil && t.Ext.Final != nil {
+		return t.Ext.Final(t.Args)
 	}
 	return nil
 }

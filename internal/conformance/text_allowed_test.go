@@ -31,6 +31,9 @@ var allowances = []allowance{
 				c.uses("hashlimit") && (c.value(letters, "hashlimit-burst") || c.value(wraps, "hashlimit-burst")) ||
 				c.uses("time") && c.value(wraps, "timestart", "timestop", "datestart", "datestop"))
 	}},
+	{row: "`eui64` in `-L`", is: func(c *textCase, ours, real outcome) bool {
+		return c.uses("eui64") && c.uses("QUEUE") && lineEnd.ReplaceAllString(real.printed, "") == lineEnd.ReplaceAllString(ours.printed, "")
+	}},
 	{row: "RATEEST's times", is: func(c *textCase, ours, real outcome) bool {
 		return c.uses("RATEEST") && real.refused == "" && strings.Contains(ours.refused, "RATEEST: ewmalog value is out of range")
 	}},
@@ -41,7 +44,7 @@ var allowances = []allowance{
 		return c.uses("tcp") && real.refused == "" && leavesOut(ours.printed, real.printed, maskOfNone)
 	}},
 	{row: "`time` with no day left", is: func(c *textCase, ours, real outcome) bool {
-		return c.uses("time") && strings.Contains(ours.refused, "leaves no day")
+		return c.uses("time") && strings.Contains(ours.refused, "leaves no day") && !usage(real)
 	}},
 	{row: "`time` with all days", is: func(c *textCase, ours, real outcome) bool {
 		return c.uses("time") && leavesOut(real.printed, ours.printed, allDays)
@@ -57,8 +60,8 @@ var allowances = []allowance{
 		return c.uses("hashlimit") && real.refused == "" && (strings.ReplaceAll(ours.printed, " 1b/s", " 0b/s") == real.printed || c.value(letters, "hashlimit-burst"))
 	}},
 	{row: "other empty lists", is: func(c *textCase, ours, real outcome) bool {
-		return strings.Contains(ours.refused, "Empty interface") && (c.uses("physdev") || slices.Contains(c.args, "") && real.refused == "") ||
-			c.uses("dccp") && strings.Contains(ours.refused, "names no type")
+		return real.refused == "" && slices.Contains(c.args, "") && strings.Contains(ours.refused, "Empty interface") ||
+			!usage(real) && (c.uses("physdev") && strings.Contains(ours.refused, "names no interface") || c.uses("dccp") && strings.Contains(ours.refused, "names no type"))
 	}},
 	{row: "`cluster --cluster-local-nodemask` above 32", is: func(c *textCase, ours, real outcome) bool {
 		return c.uses("cluster") && c.value(above32, "cluster-local-nodemask") && strings.Contains(real.refused, `"--cluster-local-nodemask", or out of range (1-32)`)
@@ -95,6 +98,9 @@ func cannotTell(legacy, nft outcome) bool {
 	return strings.Contains(legacy.refused, lacks) && strings.Contains(nft.refused, lacks)
 }
 
+// usage: it was refused as it was read, and not by the kernel.
+func usage(o outcome) bool { return strings.HasPrefix(o.refused, "2 ") }
+
 // uses: the rule names the extension, or the protocol that loads it.
 func (c *textCase) uses(name string) bool {
 	for i, a := range c.args {
@@ -125,6 +131,7 @@ var (
 	above32      = regexp.MustCompile(`^ *\+?(0[xX][\da-fA-F]{2,}|0\d{2,}|3[3-9]|[4-9]\d|[1-9]\d{2,})`)
 	noPrefix     = regexp.MustCompile(` (--)?(src|dst)-pfx ::/\d+`)
 	allDays      = regexp.MustCompile(` --monthdays 1,2,.*,30,31\b| on 1st,2nd,.*,30th,31st\b|( --weekdays| on) Mon,Tue,Wed,Thu,Fri,Sat,Sun\b`)
+	lineEnd      = regexp.MustCompile(`(?m) *(eui64 )?$`)
 	letters      = regexp.MustCompile(`\d+.*[a-zA-Z]`)
 	everything   = regexp.MustCompile(` (! )?--[a-z]+ 0:(65535|4294967295)\b| [a-z]+:!?0:(65535|4294967295)\b`)
 	maskOfNone   = regexp.MustCompile(` (! )?--tcp-flags NONE [A-Z,]+| flags:!?(NONE|0x00)/[A-Z0-9a-fx,]+`)

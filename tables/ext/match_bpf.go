@@ -94,13 +94,8 @@ var matchBPF = &tables.Match{
 		{Name: "bytecode", Type: bytecode{}, Arg: "program", Doc: "the program, as nfbpf_compile RAW prints it, up to 64 instructions"},
 		{Name: "object-pinned", Type: pinned{}, Arg: "path", Doc: "eBPF programs belong to the kernel: refused"},
 	},
-	Final: func(a *tables.Args) error {
-		if a.Count() == 0 {
-			return tables.Usagef("bpf: one of --bytecode or --pinned is required")
-		}
-		return nil
-	},
-	List: func(a *tables.Args, _ bool) string { return "match bpf " + a.Str("bytecode") + " " },
+	First: needOption("bpf: one of --bytecode or --pinned is required"),
+	List:  func(a *tables.Args, _ bool) string { return "match bpf " + a.Str("bytecode") + " " },
 	Check: func(a *tables.Args, _ *tables.Place) error {
 		v := a.Get("bytecode")
 		prog, err := parseBPF(strings.Trim(bytecode{}.Format(v), `"`))

@@ -79,12 +79,7 @@ var matchConntrack = &tables.Match{
 	Families: tables.V4V6,
 	Doc:      "Matches what is known of the packet's connection.",
 	Options:  conntrackOptions(),
-	Final: func(a *tables.Args) error {
-		if a.Count() == 0 {
-			return tables.Usagef("conntrack: At least one option is required")
-		}
-		return nil
-	},
+	First:    needOption("conntrack: At least one option is required"),
 	List: func(a *tables.Args, numeric bool) string {
 		var s string
 		for _, o := range a.Options() {

@@ -35,9 +35,6 @@ next:
 		}
 		return tables.Usagef("Unknown DCCP type `%s'", w)
 	}
-	if v.Lo == 0 {
-		return tables.Usagef("dccp: \"--dccp-types\" names no type")
-	}
 	return nil
 }
 
@@ -67,6 +64,12 @@ var matchDCCP = &tables.Match{
 		{Name: "destination-port", Aliases: []string{"dport"}, SaveAs: "dport", Type: tables.ServiceRange, Negatable: true, Arg: "port[:port]", Doc: "destination port or range"},
 		{Name: "dccp-types", Type: dccpTypeList{}, Negatable: true, Arg: "type[,type]…", Doc: strings.Join(dccpTypes, ", ")},
 		{Name: "dccp-option", Type: tables.Uint{Min: 1, Max: 255}, Negatable: true, Arg: "number", Doc: "an option of this number is there"},
+	},
+	Final: func(a *tables.Args) error {
+		if v := a.Get("dccp-types"); v.Set && v.Lo == 0 {
+			return tables.Usagef("dccp: \"--dccp-types\" names no type")
+		}
+		return nil
 	},
 	List: func(a *tables.Args, numeric bool) string {
 		s := " dccp" + listPorts(a, numeric, "dccp", "source-port", "destination-port")

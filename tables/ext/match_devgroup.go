@@ -18,12 +18,7 @@ var matchDevGroup = &tables.Match{
 		{Name: "src-group", Type: deviceGroup, Negatable: true, Arg: "value[/mask]|name", Doc: "group of the incoming interface"},
 		{Name: "dst-group", Type: deviceGroup, Negatable: true, Arg: "value[/mask]|name", Doc: "group of the outgoing interface"},
 	},
-	Final: func(a *tables.Args) error {
-		if a.Count() == 0 {
-			return tables.Usagef("devgroup match: You must specify either '--src-group' or '--dst-group'")
-		}
-		return nil
-	},
+	First: needOption("devgroup match: You must specify either '--src-group' or '--dst-group'"),
 	List: func(a *tables.Args, numeric bool) string {
 		var s string
 		for _, o := range []string{"src-group", "dst-group"} {

@@ -17,12 +17,7 @@ var matchECN = &tables.Match{
 		{Name: "ecn-tcp-cwr", Type: tables.Flag, Negatable: true, Doc: "TCP's CWR bit is set"},
 		{Name: "ecn-ip-ect", Type: tables.Uint{Max: 3}, Negatable: true, Arg: "0..3", Doc: "the IP header's ECN codepoint"},
 	},
-	Final: func(a *tables.Args) error {
-		if a.Count() == 0 {
-			return tables.Usagef("ECN match: some option required")
-		}
-		return nil
-	},
+	First: needOption("ECN match: some option required"),
 	Check: func(a *tables.Args, at *tables.Place) error {
 		if (a.Has("ecn-tcp-ece") || a.Has("ecn-tcp-cwr")) && !at.Has(packet.ProtoTCP) {
 			return errors.New("ecn: the TCP bits need -p tcp")

@@ -354,7 +354,7 @@ var matchHashlimit = &tables.Match{
 		{Name: "hashlimit-above", Type: hashRate{}, Negatable: true, Excludes: []string{"hashlimit-upto"}, Arg: "rate", Doc: "match while the rate is above it"},
 		{Name: "hashlimit-burst", Type: hashBurstType{}, Arg: "number", Doc: "packets (default 5) or bytes that may pass at once before the rate counts"},
 		{Name: "hashlimit-mode", Type: hashMode{}, Arg: "mode[,…]", Doc: "what is counted apart: srcip, srcport, dstip, dstport"},
-		{Name: "hashlimit-name", Type: tables.String{Min: 1, Trim: 254}, Arg: "name", Doc: "the table; required"},
+		{Name: "hashlimit-name", Type: tables.String{Min: 1, Trim: 254}, Required: true, Arg: "name", Doc: "the table"},
 		{Name: "hashlimit-htable-size", Type: tables.U32, Arg: "number", Doc: "hash buckets"},
 		{Name: "hashlimit-htable-max", Type: tables.U32, Arg: "number", Doc: "entries; a packet that needs one more is dropped"},
 		{Name: "hashlimit-htable-gcinterval", Type: tables.U32, Arg: "ms", Doc: "time between looks for expired entries"},
@@ -364,11 +364,8 @@ var matchHashlimit = &tables.Match{
 		{Name: "hashlimit-rate-match", Type: tables.Flag, Doc: "compare the rate of each interval instead of filling a bucket"},
 		{Name: "hashlimit-rate-interval", Type: hashInterval{}, Arg: "seconds", Doc: "the interval of --hashlimit-rate-match"},
 	},
-	Final: func(a *tables.Args) error {
+	First: func(a *tables.Args) error {
 		k, err := hashConfigOf(a)
-		if err == nil && !a.Has("hashlimit-name") { // said last, as iptables does
-			err = tables.Usagef("hashlimit: option \"--hashlimit-name\" must be specified\n")
-		}
 		a.State = k
 		return err
 	},

@@ -58,12 +58,7 @@ var matchIPRange = &tables.Match{
 		return h
 	},
 	Depends: tables.DependsNothing,
-	Final: func(a *tables.Args) error {
-		if a.Count() == 0 {
-			return tables.Usagef("iprange match: You must specify `--src-range' or `--dst-range'")
-		}
-		return nil
-	},
+	First:   needOption("iprange match: You must specify `--src-range' or `--dst-range'"),
 	List: func(a *tables.Args, _ bool) string {
 		var s string
 		for _, o := range [][2]string{{"src-range", "source"}, {"dst-range", "destination"}} {

@@ -25,12 +25,7 @@ var matchIPVS = &tables.Match{
 		{Name: "vmethod", Type: ipvsMethod, Negatable: true, Arg: "GATE|IPIP|MASQ", Doc: "how it is forwarded"},
 		{Name: "vportctl", Type: ipvsPort{}, Negatable: true, Arg: "port", Doc: "port of the controlling connection"},
 	},
-	Final: func(a *tables.Args) error {
-		if a.Count() == 0 {
-			return tables.Usagef("IPVS: At least one option is required")
-		}
-		return nil
-	},
+	First: needOption("IPVS: At least one option is required"),
 	List: func(a *tables.Args, _ bool) string {
 		var s string
 		for _, o := range a.Options() {

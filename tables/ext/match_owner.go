@@ -90,12 +90,7 @@ var matchOwner = &tables.Match{
 	},
 	Hooks:   hooks.At(hooks.Output, hooks.Postrouting),
 	Depends: tables.DependsOwner,
-	Final: func(a *tables.Args) error {
-		if a.Count() == 0 {
-			return tables.Usagef("owner: At least one of --uid-owner, --gid-owner or --socket-exists is required")
-		}
-		return nil
-	},
+	First:   needOption("owner: At least one of --uid-owner, --gid-owner or --socket-exists is required"),
 	Check: func(a *tables.Args, _ *tables.Place) error {
 		for _, o := range []string{"uid-owner", "gid-owner"} {
 			if lo, hi := a.Range(o); lo > hi {

@@ -16,10 +16,7 @@ type bridgePort struct{}
 func (bridgePort) Args() int { return 1 }
 
 func (bridgePort) Parse(o *tables.OptionContext, text []string, v *tables.Value) error {
-	switch {
-	case text[0] == "":
-		return tables.Usagef("Empty interface is likely to be undesired")
-	case len(text[0]) > 15:
+	if len(text[0]) > 15 {
 		return tables.Usagef("interface name `%s' must be shorter than IFNAMSIZ (15)", text[0])
 	}
 	if strings.ContainsAny(text[0], "/ ") {
@@ -42,9 +39,12 @@ var matchPhysdev = &tables.Match{
 		{Name: "physdev-out", Type: bridgePort{}, Negatable: true, Arg: "name[+]", Doc: "the port it leaves by"},
 		{Name: "physdev-is-bridged", Type: tables.Flag, Negatable: true, Doc: "it is bridged, not routed"},
 	},
+	First: needOption("PHYSDEV: no physdev option specified"),
 	Final: func(a *tables.Args) error {
-		if a.Count() == 0 {
-			return tables.Usagef("PHYSDEV: no physdev option specified")
+		for _, o := range []string{"physdev-in", "physdev-out"} {
+			if a.Has(o) && a.Str(o) == "" {
+				return tables.Usagef("physdev: \"--%s\" names no interface", o)
+			}
 		}
 		return nil
 	},

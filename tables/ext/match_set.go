@@ -159,7 +159,7 @@ var matchSet = &tables.Match{
 		{Name: "update-counters", Type: setFlag{}, Multi: true, Negatable: true, Doc: "with !, the element's counters stay as they are"},
 		{Name: "update-subcounters", Type: setFlag{}, Multi: true, Negatable: true, Doc: "with !, counters in the sets of a list stay as they are"},
 	}, setCounterOptions()...),
-	Final: func(a *tables.Args) error {
+	First: func(a *tables.Args) error {
 		if !a.Has("match-set") {
 			return tables.Usagef("You must specify `--match-set' with proper arguments")
 		}

@@ -96,13 +96,14 @@ var matchTCP = &tables.Match{
 		tables.Option{Name: "tcp-flags", Type: tcpFlags{}, Negatable: true, Shares: []string{"syn"}, OnceText: onlyOneFlags, Arg: "mask comp", Doc: "of the flags in mask, exactly those in comp are set"},
 		tables.Option{Name: "syn", Type: tables.Flag, Negatable: true, Shares: []string{"tcp-flags"}, OnceText: onlyOneFlags, Doc: "same as --tcp-flags FIN,SYN,RST,ACK SYN"},
 	),
+	First: needProto("TCP", "tcp", packet.ProtoTCP),
 	Final: func(a *tables.Args) error {
 		if a.Has("syn") {
 			not := a.Not("syn")
 			a.Clear("syn")
 			a.Set("tcp-flags", tables.Value{Not: not, Lo: 2, Hi: 0x17})
 		}
-		return needProto("TCP", "tcp", packet.ProtoTCP)(a)
+		return nil
 	},
 	Save: func(a *tables.Args) string {
 		s := savePorts(a, "sport", "dport", false)

@@ -149,9 +149,7 @@ func (t dayList) Parse(o *tables.OptionContext, text []string, v *tables.Value) 
 	if v.Not {
 		v.Lo, v.Not = ^v.Lo, false
 	}
-	if v.Lo &= all; v.Lo == 0 {
-		return tables.Usagef("time: \"--%s\" leaves no day", o.Name)
-	}
+	v.Lo &= all
 	return nil
 }
 
@@ -258,6 +256,14 @@ var matchTime = &tables.Match{
 	First: func(a *tables.Args) error {
 		if t := timeSpecOf(a); t.contiguous && t.start < t.stop {
 			return tables.Usagef("time: --contiguous only makes sense when stoptime is smaller than starttime")
+		}
+		return nil
+	},
+	Final: func(a *tables.Args) error {
+		for _, o := range []string{"monthdays", "weekdays"} {
+			if v := a.Get(o); v.Set && v.Lo == 0 {
+				return tables.Usagef("time: \"--%s\" leaves no day", o)
+			}
 		}
 		return nil
 	},

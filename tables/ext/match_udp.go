@@ -14,7 +14,7 @@ var matchUDP = &tables.Match{
 		{Name: "source-port", Aliases: []string{"sport"}, Type: tables.ServiceRange, Negatable: true, Arg: "port[:port]", Doc: "source port or range"},
 		{Name: "destination-port", Aliases: []string{"dport"}, Type: tables.ServiceRange, Negatable: true, Arg: "port[:port]", Doc: "destination port or range"},
 	},
-	Final: needProto("UDP", "udp", packet.ProtoUDP),
+	First: needProto("UDP", "udp", packet.ProtoUDP),
 	Save:  func(a *tables.Args) string { return savePorts(a, "source-port", "destination-port", false) },
 	List: func(a *tables.Args, numeric bool) string {
 		return " udp" + listPorts(a, numeric, "udp", "source-port", "destination-port")

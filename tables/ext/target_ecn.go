@@ -17,13 +17,16 @@ var targetECN = &tables.Target{
 	Doc:      "Changes the bits of explicit congestion notification in the TCP header, or in the IP header.",
 	Tables:   tables.In(tables.Mangle),
 	Options: []tables.Option{
-		{Name: "ecn-tcp-remove", Type: ecnRemove{}, Excludes: []string{"ecn-tcp-cwr", "ecn-tcp-ece"}, Doc: "clear ECE and CWR"},
+		{Name: "ecn-tcp-remove", Type: tables.Flag, Excludes: []string{"ecn-tcp-cwr", "ecn-tcp-ece"}, Doc: "clear ECE and CWR"},
 		{Name: "ecn-tcp-ece", Type: tables.Uint{Max: 1}, Arg: "0|1", Doc: "set or clear ECE"},
 		{Name: "ecn-tcp-cwr", Type: tables.Uint{Max: 1}, Arg: "0|1", Doc: "set or clear CWR"},
 		{Name: "ecn-ip-ect", Type: tables.Uint{Max: 3}, Arg: "0..3", Doc: "set the IP header's codepoint"},
 	},
 	First: needOption("ECN target: An operation is required"),
 	Final: func(a *tables.Args) error {
+		if a.Last("ecn-ip-ect", "ecn-tcp-remove") == "ecn-tcp-remove" {
+			a.Clear("ecn-ip-ect") // it takes back what was asked before it
+		}
 		if e, c := a.Get("ecn-tcp-ece"), a.Get("ecn-tcp-cwr"); e.Set && c.Set && e.Lo|c.Lo == 0 {
 			a.Clear("ecn-tcp-ece")
 			a.Clear("ecn-tcp-cwr")
@@ -79,15 +82,3 @@ var targetECN = &tables.Target{
 		}, nil
 	},
 }
-
-// ecnRemove takes back a codepoint that was asked for before it, as iptables does.
-type ecnRemove struct{}
-
-func (ecnRemove) Args() int { return 0 }
-
-func (ecnRemove) Parse(o *tables.OptionContext, _ []string, _ *tables.Value) error {
-	o.Args.Clear("ecn-ip-ect")
-	return nil
-}
-
-func (ecnRemove) Format(*tables.Value) string { return "" }

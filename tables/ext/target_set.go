@@ -71,7 +71,7 @@ var targetSET = &tables.Target{
 		{Name: "map-prio", Type: setFlag{}, Multi: true, Negatable: true, Doc: "the packet gets the element's priority"},
 		{Name: "map-queue", Type: setFlag{}, Multi: true, Negatable: true, Doc: "accepted; a packet has no hardware queue here"},
 	},
-	Final: func(a *tables.Args) error {
+	First: func(a *tables.Args) error {
 		add, del, mp := a.Has("add-set"), a.Has("del-set"), a.Has("map-set")
 		switch {
 		case !add && !del && !mp:
