@@ -11,7 +11,7 @@ var matchEUI64 = &tables.Match{
 	Families: tables.V6,
 	Doc:      "Matches packets whose source address was made of the sender's Ethernet address. There are none on the router's interfaces: nothing matches.",
 	Hooks:    hooks.At(hooks.Prerouting, hooks.Input, hooks.Forward),
-	List:     func(*tables.Args, bool) string { return "eui64 " },
+	List:     func(*tables.Args, bool) string { return "" },
 	Depends:  tables.DependsNothing,
 	Compile: func(*tables.Args, *tables.Env) (tables.Pred, error) {
 		return func(*tables.Context, *packet.Packet) bool { return false }, nil
