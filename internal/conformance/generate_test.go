@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"regexp"
+	"slices"
 	"strings"
 
 	"sluice/packet"
@@ -136,16 +137,30 @@ func (g *generator) rule(table, hook string, users []string) string {
 			}
 		}
 		r += t
-		if strings.Count(r, " -p ") < 2 && !g.toRouter(t) && !g.spoilsSum(hook, t) {
+		if strings.Count(r, " -p ") < 2 && !againLater(r) && !g.toRouter(t) && !g.spoilsSum(hook, t) {
 			return r
 		}
 	}
 }
 
+// againLater: a match comes again after another with an option of the same
+// name; see docs/differences.md.
+func againLater(rule string) bool {
+	m := markMatch.FindAllString(rule, -1)
+	for i := range m {
+		if i > 1 && m[i] != m[i-1] && slices.Contains(m[:i-1], m[i]) {
+			return true
+		}
+	}
+	return false
+}
+
+var markMatch = regexp.MustCompile(`-m (mark|connmark) `)
+
 // toRouter: the target would have the router's sockets get packets, and they are
 // to be left out.
 func (g *generator) toRouter(target string) bool {
-	return g.transit && (strings.Contains(target, "REDIRECT") || strings.Contains(target, g.f("10.1.0.1", "fd01::1")))
+	return g.transit && (strings.Contains(target, "REDIRECT") || strings.Contains(target, "TPROXY") || strings.Contains(target, g.f("10.1.0.1", "fd01::1")))
 }
 
 // spoilsSum: a target changes IPv6's header before packets for the router are
