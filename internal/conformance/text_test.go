@@ -28,11 +28,15 @@ type answer struct {
 	stdout, err string
 }
 
-// first is the exit code and the first line of the error. Which variant spoke
+// first is the exit code and the first line of the error, also behind a warning. Which variant spoke
 // is left out.
 func (a answer) first() string {
-	l, _, _ := strings.Cut(a.err, "\n")
-	l = strings.Replace(l, "(nf_tables)", "(legacy)", 1)
+	l, more, _ := strings.Cut(a.err, "\n")
+	if strings.HasPrefix(l, "WARNING: ") { // the next one says more
+		more, _, _ = strings.Cut(more, "\n")
+		l += " " + more
+	}
+	l = strings.ReplaceAll(l, "(nf_tables)", "(legacy)")
 	// A namespace has nobody to ask for names.
 	l = strings.Replace(l, "Temporary failure in name resolution", "Name or service not known", 1)
 	return fmt.Sprintf("%d %s", a.code, l)

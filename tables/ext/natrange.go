@@ -17,7 +17,7 @@ import (
 type natRange struct {
 	portsOnly bool // MASQUERADE, REDIRECT
 	shift     bool // DNAT: "/base" means something
-	noShift   bool // REDIRECT: "/base" is refused
+	noShift   bool // REDIRECT: "/base" is refused in the end
 }
 
 func (natRange) Args() int { return 1 }
@@ -129,9 +129,6 @@ func (t natRange) ports(o *tables.OptionContext, s string, v *tables.Value) erro
 			return tables.Usagef("Port `%s' not valid", s)
 		}
 		base = uint64(n)
-	}
-	if t.noShift {
-		return tables.Usagef("Shifted portmap ranges not supported with this kernel")
 	}
 	v.Lo |= uint64(nat.ProtoOffset)
 	if t.shift {

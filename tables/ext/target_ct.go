@@ -94,9 +94,9 @@ func (zoneOption) Parse(o *tables.OptionContext, text []string, v *tables.Value)
 	}
 	z := ctZone(o.Args)
 	switch {
-	case z.name == "" || z.name == "zone" || z.name == o.Name || o.Name == "zone":
+	case z.name == "" || z.name == "zone":
 		z.name = o.Name
-	default:
+	case o.Name != "zone":
 		z.name = "zone" // both directions
 	}
 	mark := z.v.Hi | v.Hi
