@@ -53,6 +53,9 @@ var allowances = []allowance{
 		quotes := c.uses("osf") || c.uses("RATEEST") || c.uses("rateest") || c.uses("recent") || c.uses("TEE") || c.uses("hashlimit")
 		return real.refused == "" && (quotes && withoutQuotes(ours.printed) == withoutQuotes(real.printed) || c.uses("osf") && strings.Contains(ours.refused, "names no system"))
 	}},
+	{row: "prefix of `NFLOG` above 63 bytes", is: func(c *textCase, ours, real outcome) bool {
+		return c.uses("NFLOG") && longPrefix.ReplaceAllString(real.printed, "$1") == ours.printed
+	}},
 	{row: "labels with blanks", is: func(c *textCase, ours, real outcome) bool {
 		return c.uses("IDLETIMER") && withoutQuotes(ours.printed) == withoutQuotes(real.printed)
 	}},
@@ -131,6 +134,7 @@ var (
 	above32      = regexp.MustCompile(`^ *\+?(0[xX][\da-fA-F]{2,}|0\d{2,}|3[3-9]|[4-9]\d|[1-9]\d{2,})`)
 	noPrefix     = regexp.MustCompile(` (--)?(src|dst)-pfx ::/\d+`)
 	allDays      = regexp.MustCompile(` --monthdays 1,2,.*,30,31\b| on 1st,2nd,.*,30th,31st\b|( --weekdays| on) Mon,Tue,Wed,Thu,Fri,Sat,Sun\b`)
+	longPrefix   = regexp.MustCompile(`(nflog-prefix \S{63})\S+`)
 	lineEnd      = regexp.MustCompile(`(?m) *(eui64 )?$`)
 	letters      = regexp.MustCompile(`\d+.*[a-zA-Z]`)
 	everything   = regexp.MustCompile(` (! )?--[a-z]+ 0:(65535|4294967295)\b| [a-z]+:!?0:(65535|4294967295)\b`)

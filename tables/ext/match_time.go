@@ -249,9 +249,9 @@ var matchTime = &tables.Match{
 		{Name: "datestart", Type: date{}, Arg: "YYYY[-MM[-DD[Thh[:mm[:ss]]]]]", Doc: "from this date"},
 		{Name: "datestop", Type: date{}, Arg: "YYYY[-MM[-DD[Thh[:mm[:ss]]]]]", Doc: "to this date"},
 		{Name: "contiguous", Type: tables.Flag, Doc: "hours after midnight belong to the day before"},
-		{Name: "kerneltz", Type: tables.Flag, Doc: "times are in the kernel's time zone"},
-		{Name: "utc", Type: tables.Flag, Excludes: []string{"kerneltz", "localtz"}, Doc: "times are in UTC, the default"},
 		{Name: "localtz", Type: localTZ{tables.Flag}, Excludes: []string{"utc"}, Doc: "same as --kerneltz"},
+		{Name: "utc", Type: tables.Flag, Excludes: []string{"localtz", "kerneltz"}, Doc: "times are in UTC, the default"},
+		{Name: "kerneltz", Type: tables.Flag, Excludes: []string{"utc"}, Doc: "times are in the kernel's time zone"},
 	},
 	First: func(a *tables.Args) error {
 		if t := timeSpecOf(a); t.contiguous && t.start < t.stop {
