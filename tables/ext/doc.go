@@ -39,8 +39,10 @@
 // "iptables v1.8.9 (nf_tables): ", a newline at its end included where the real
 // one prints an empty line before "Try `iptables -h'…".
 //
-// Final looks at all options together at the end of the text and may fill in
-// defaults (a.Set, a.Clear, a.State). Save and List print exactly what iptables
+// First looks at all options together at the end of the text, before Required,
+// Excludes and Also, and refuses in iptables' words. Final comes when that is
+// done for the whole rule: it fills in defaults (a.Set, a.Clear, a.State) and
+// refuses what only sluice refuses. Save and List print exactly what iptables
 // prints, leading space included; the default of List is " name value". List's
 // numeric is -n.
 //
