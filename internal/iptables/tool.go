@@ -228,6 +228,10 @@ func (x *tool) apply(c *command, rs *tables.Ruleset) error {
 			if r.Jump == "" || t.Chain(r.Jump) != nil {
 				continue
 			}
+			if r.Jump == "standard" && !r.Goto && !c.is(cmdDelete|cmdCheck) {
+				// The extension behind verdicts and jumps: known, but the kernel has no such target.
+				return &tables.EditError{Op: tables.OpAppend, Errno: syscall.ENOENT, Table: c.table, Chain: c.chain}
+			}
 			if r.Goto {
 				return tables.Usagef("goto '%s' is not a chain", r.Jump)
 			}
