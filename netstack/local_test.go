@@ -96,6 +96,32 @@ func TestTCPEcho(t *testing.T) {
 	}
 }
 
+// TestTCPPauses: pauses on the way, as a busy machine makes, do not stop a transfer.
+// With gVisor's CUBIC one exchange in a hundred stood still for ever.
+func TestTCPPauses(t *testing.T) {
+	for seed := range uint64(60) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			t.Parallel()
+			w := newWire(t, nil, twoHosts...)
+			w.split = true
+			var n atomic.Int64
+			r := rand.New(rand.NewPCG(seed, 0))
+			at := map[int64]bool{}
+			for range 3 {
+				at[r.Int64N(400)] = true
+			}
+			w.watch(func(h *testHost, _ *packet.Packet) bool {
+				if at[n.Add(1)] {
+					time.Sleep(60 * time.Millisecond)
+				}
+				return true
+			})
+			echoServer(t, w.hosts[1], "tcp", "10.0.0.2:7", Owner{})
+			exchange(t, dial(t, w.hosts[0], "tcp", "10.0.0.2:7", Owner{}), 2<<20)
+		})
+	}
+}
+
 // TestTCPToItself goes out and comes back in, also from a loopback address.
 func TestTCPToItself(t *testing.T) {
 	w := newWire(t, nil, twoHosts...)
