@@ -398,10 +398,12 @@ func (w *worker) loopback(p *packet.Packet) bool {
 }
 
 // fragment splits a packet to the MTU (ip_fragment, ip6_fragment). A packet that
-// came in fragments leaves in fragments no larger than the largest of those.
+// came in fragments leaves in fragments no larger than the largest of those. With
+// IPv6 only sockets' packets are split; what else is too large is a copy by TEE.
 func (w *worker) fragment(p *packet.Packet, mtu int) bool {
-	if p.Family == packet.IPv4 && p.ExceedsMTU(mtu) {
-		w.icmpError(p, 3, 4, uint32(mtu))
+	v4 := p.Family == packet.IPv4
+	if (v4 || p.Flags&(packet.HasOwner|packet.SystemSocket) == 0) && p.ExceedsMTU(mtu) {
+		w.icmpError(p, pick(v4, 3, 2), pick(v4, 4, 0), uint32(mtu))
 		return drop(p, reasonTooBig)
 	}
 	ok := true

@@ -68,16 +68,17 @@ func (w *worker) helper(hooks.Hook) hooks.Func {
 }
 
 // mangle walks the mangle table. At OUTPUT a change to what routing looks at
-// (addresses, mark, TOS) makes the packet be routed again (ip_route_me_harder).
+// (addresses, mark, TOS, with IPv6 the hop limit too) makes the packet be routed
+// again (ip_route_me_harder, ip6_route_me_harder).
 func (w *worker) mangle(h hooks.Hook) hooks.Func {
 	walk := table(tables.Mangle)(w, h)
 	if h != hooks.Output {
 		return walk
 	}
 	return func(p *packet.Packet) hooks.Verdict {
-		src, dst, mark, tos := p.Src(), p.Dst(), p.Mark, p.TOS()
+		src, dst, mark, tos, ttl := p.Src(), p.Dst(), p.Mark, p.TOS(), p.TTL()
 		v := walk(p)
-		if v == hooks.Accept && (p.Mark != mark || p.TOS() != tos || p.Src() != src || p.Dst() != dst) {
+		if v == hooks.Accept && (p.Mark != mark || p.TOS() != tos || p.Src() != src || p.Dst() != dst || p.TTL() != ttl && p.Family == packet.IPv6) {
 			v = verdict(w.reroute(p))
 		}
 		return v

@@ -8,7 +8,7 @@ import (
 )
 
 // tee makes a copy of p for a gateway (TEE). It is not tracked, passes OUTPUT and
-// POSTROUTING, and leaves once the packet at hand has ended.
+// POSTROUTING, has no socket, and leaves once the packet at hand has ended.
 func (w *worker) tee(c *tables.Context, gateway [16]byte, dev string, p *packet.Packet) {
 	if w.teeing || len(w.tees) >= outputQueue {
 		return // never a copy of a copy
@@ -16,7 +16,7 @@ func (w *worker) tee(c *tables.Context, gateway [16]byte, dev string, p *packet.
 	cp := w.alloc()
 	cp.Copy(p)
 	cp.CtInfo = packet.CtUntracked
-	cp.Flags = cp.Flags&^packet.Loopback | packet.Untracked | packet.Local
+	cp.Flags = cp.Flags&^(packet.Loopback|packet.HasOwner|packet.SystemSocket) | packet.Untracked | packet.Local
 	cp.In = nil
 	var via *packet.Iface
 	if dev != "" {
