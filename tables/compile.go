@@ -466,7 +466,7 @@ func link(t *Table) (depth int, err error) {
 		if n := nodes[c.Name]; n != nil {
 			reach = n.reach
 		}
-		if e := checkChain(t, c, reach); e != nil && (first == nil || c.before(first)) {
+		if e := checkChain(t, c, reach); e != nil && (first == nil || c.order(first) < 0) {
 			first, err = c, e
 		}
 	}

@@ -152,46 +152,41 @@ func (e *Engine) compile(rs *Ruleset) (*Program, error) {
 }
 
 // compileTable compiles the chains that an edit touched (ed nil: all) and links
-// the table anew if their jumps changed.
+// the table anew if their jumps changed. The order is the kernel's: of rules that
+// share a state by its name, the first one's options make it.
 func (e *Engine) compileTable(t *Table, ed *edit) (err error) {
-	var first *Chain
-	compile := func(c *Chain) {
-		if x := e.compileChain(t, c); x != nil && (first == nil || c.before(first)) {
-			first, err = c, x
+	whole := ed == nil || ed.shrunk[t.ID]
+	var chains []*Chain
+	if whole {
+		chains = t.Chains()
+	} else {
+		for c := range ed.owned {
+			if t.get(c.Name) == c { // else another table's
+				chains = append(chains, c)
+			}
+		}
+		slices.SortFunc(chains, (*Chain).order)
+	}
+	same := !whole
+	for _, c := range chains {
+		if err := e.compileChain(t, c); err != nil {
+			return err
+		}
+		if same {
+			was := ed.owned[c]
+			same = was != nil && slices.EqualFunc(c.code.edges, was.code.edges, edge.equal)
 		}
 	}
-	if ed == nil || ed.shrunk[t.ID] {
-		for c := range t.all {
-			compile(c)
-		}
-		if err == nil {
-			t.depth, err = link(t)
-		}
+	if !same {
+		t.depth, err = link(t)
 		return err
 	}
-	same := true
-	for c, was := range ed.owned {
-		if t.get(c.Name) != c {
-			continue // another table's
+	for _, c := range chains { // the same chains are reached from the same hooks
+		if err := checkChain(t, c, hooks.Mask(ed.owned[c].code.hooks)); err != nil {
+			return err
 		}
-		compile(c)
-		same = same && err == nil && was != nil && slices.EqualFunc(c.code.edges, was.code.edges, edge.equal)
 	}
-	switch {
-	case err != nil:
-	case same: // the same chains are reached from the same hooks
-		for c, was := range ed.owned {
-			if t.get(c.Name) != c {
-				continue
-			}
-			if x := checkChain(t, c, hooks.Mask(was.code.hooks)); x != nil && (first == nil || c.before(first)) {
-				first, err = c, x
-			}
-		}
-	default:
-		t.depth, err = link(t)
-	}
-	return err
+	return nil
 }
 
 // setCounters gives counters the values that an edit asked for.

@@ -216,26 +216,22 @@ func (t *Table) Chains() []*Chain {
 	for c := range t.all {
 		out = append(out, c)
 	}
-	slices.SortFunc(out, func(a, b *Chain) int {
-		switch {
-		case a == b:
-			return 0
-		case a.before(b):
-			return -1
-		}
-		return 1
-	})
+	slices.SortFunc(out, (*Chain).order)
 	return out
 }
 
-func (c *Chain) before(o *Chain) bool {
-	if c.Builtin != o.Builtin {
-		return c.Builtin
+// order compares two chains' places in a table: builtin chains by hook, then the
+// others by name.
+func (c *Chain) order(o *Chain) int {
+	switch {
+	case c.Builtin && o.Builtin:
+		return cmp.Compare(c.Hook, o.Hook)
+	case c.Builtin:
+		return -1
+	case o.Builtin:
+		return 1
 	}
-	if c.Builtin {
-		return c.Hook < o.Hook
-	}
-	return c.Name < o.Name
+	return cmp.Compare(c.Name, o.Name)
 }
 
 // References is how many rules jump or go to the user chain.

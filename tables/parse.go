@@ -376,8 +376,17 @@ func (ps *Parser) extend(kind optKind, use int, options []Option) {
 	ps.groups = slices.Insert(ps.groups, 2, optGroup{namesOf(options), kind, use})
 }
 
+// loadMatch begins a use of m. Where m has been loaded before, its options keep
+// their place before or after other extensions' of the same name: after
+// "-m connmark -m mark -m connmark", --mark is mark's.
 func (ps *Parser) loadMatch(m *Match) {
 	ps.uses = append(ps.uses, Use[Match]{m, newArgs(m.Name, ps.Family, m.Options)})
+	for i := range ps.groups {
+		if g := &ps.groups[i]; g.kind == optMatch && ps.uses[g.use].Ext == m {
+			g.use = len(ps.uses) - 1
+			return
+		}
+	}
 	ps.extend(optMatch, len(ps.uses)-1, m.Options)
 }
 
