@@ -219,6 +219,13 @@ func New() *Packet {
 	return p
 }
 
+// Of allocates a packet that holds a copy of b, in a buffer with no room behind it.
+func Of(b []byte) *Packet {
+	p := &Packet{Buf: make([]byte, Headroom+len(b))}
+	p.SetBytes(b)
+	return p
+}
+
 // SetBytes copies a network packet into p's buffer (p is Reset first).
 func (p *Packet) SetBytes(b []byte) {
 	p.Reset()

@@ -557,8 +557,7 @@ func hasID[T uint16 | uint32](in []sending, id T) bool {
 }
 
 func reparse(b []byte) *packet.Packet {
-	p := packet.New()
-	p.SetBytes(b)
+	p := packet.Of(b)
 	if p.Parse() != 0 {
 		return nil
 	}

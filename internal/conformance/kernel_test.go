@@ -323,8 +323,7 @@ func (x *kernelSide) do(st *step, frames []sending, _ int) (out []sent) {
 	}
 	for i := range 3 {
 		for _, o := range x.k.Outputs(i) {
-			p := packet.New()
-			p.SetBytes(o.Frame)
+			p := packet.Of(o.Frame)
 			p.Parse()
 			p.GSO = o.GSO
 			p.CompleteChecksum()

@@ -141,20 +141,25 @@ func TestPackets(t *testing.T) {
 			}
 		}()
 	}
-	for at := range places * shards {
+	for at := range places * shards() {
 		if next := *seed + at; *long {
-			step := places * shards / 2
+			step := places * shards() / 2
 			run(*seed+at%step, step, at >= step)
 		} else {
 			_, offload := place(next)
-			run(next, places*shards, offload)
+			run(next, places*shards(), offload)
 		}
 	}
 }
 
 // A case waits for the kernel most of the time, so several run side by side:
 // shards in each of the places.
-const shards = 3
+func shards() uint64 {
+	if *long {
+		return 6
+	}
+	return 3
+}
 
 var places = uint64(2 * len(networks))
 

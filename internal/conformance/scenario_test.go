@@ -436,8 +436,7 @@ func expand(text string, outs [][]sent) (_ string, ok bool) {
 			ok = false
 			return ref
 		}
-		p := packet.New()
-		p.SetBytes(outs[n-1][0].b)
+		p := packet.Of(outs[n-1][0].b)
 		if p.Parse() != 0 {
 			ok = false
 			return ref

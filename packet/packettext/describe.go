@@ -12,8 +12,7 @@ import (
 // reads: addresses and ports, TCP flags and numbers, ICMP type, ttl where it
 // is not 64, payload length. Wrong checksums are told as badip and badcsum.
 func Describe(b []byte) string {
-	p := packet.New()
-	p.SetBytes(b)
+	p := packet.Of(b)
 	if r := p.Parse(); r != 0 {
 		return "bad packet: " + r.String()
 	}
@@ -102,8 +101,7 @@ func describeL4(s *strings.Builder, p *packet.Packet) {
 // quoted describes the packet in an ICMP error, which may be cut short and
 // whose checksums are not looked at.
 func quoted(b []byte) string {
-	q := packet.New()
-	q.SetBytes(b)
+	q := packet.Of(b)
 	if len(b) >= 20 && b[0]>>4 == 4 {
 		be.PutUint16(q.Bytes()[2:], uint16(len(b)))
 		q.Family = packet.IPv4
