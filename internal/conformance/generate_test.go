@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"regexp"
-	"slices"
 	"strings"
 
 	"sluice/packet"
@@ -137,25 +136,11 @@ func (g *generator) rule(table, hook string, users []string) string {
 			}
 		}
 		r += t
-		if strings.Count(r, " -p ") < 2 && !againLater(r) && !g.toRouter(t) && !g.spoilsSum(hook, t) {
+		if strings.Count(r, " -p ") < 2 && !g.toRouter(t) && !g.spoilsSum(hook, t) {
 			return r
 		}
 	}
 }
-
-// againLater: a match comes again after another with an option of the same
-// name; see docs/differences.md.
-func againLater(rule string) bool {
-	m := markMatch.FindAllString(rule, -1)
-	for i := range m {
-		if i > 1 && m[i] != m[i-1] && slices.Contains(m[:i-1], m[i]) {
-			return true
-		}
-	}
-	return false
-}
-
-var markMatch = regexp.MustCompile(`-m (mark|connmark) `)
 
 // toRouter: the target would have the router's sockets get packets, and they are
 // to be left out.
@@ -166,7 +151,7 @@ func (g *generator) toRouter(target string) bool {
 // spoilsSum: a target changes IPv6's header before packets for the router are
 // taken in; see docs/differences.md.
 func (g *generator) spoilsSum(hook, target string) bool {
-	return g.v6 && !g.transit && (hook == "PREROUTING" || hook == "INPUT" || hook == "user") && headerWord.MatchString(target)
+	return g.v6 && (hook == "PREROUTING" || hook == "INPUT" || hook == "user") && headerWord.MatchString(target)
 }
 
 var prefixWord = regexp.MustCompile(`-j ([SD])NPT --src-pfx (\S+)`)

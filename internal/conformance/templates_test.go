@@ -124,11 +124,7 @@ var targetTemplates = []template{
 	{text: "CT --{zone 3|zone mark|notrack|ctevents new,destroy}", tables: "raw", hooks: "PREROUTING OUTPUT"},
 	{text: "CT --helper ftp", tables: "raw", hooks: "PREROUTING OUTPUT", proto: "tcp"},
 	{text: "CT --helper tftp", tables: "raw", hooks: "PREROUTING OUTPUT", proto: "udp"},
-	// Linux drops long UDP datagrams over IPv6 to itself whose header one of these
-	// changed (docs/differences.md), so such chains have them for TCP alone there.
-	{text: "DSCP --set-dscp{ 0x0a| 0x00|-class EF|-class AF21}", tables: "mangle", fam: v4only},
-	{text: "DSCP --set-dscp{ 0x0a| 0x00|-class EF|-class AF21}", tables: "mangle", fam: v6only, hooks: "FORWARD OUTPUT POSTROUTING"},
-	{text: "DSCP --set-dscp{ 0x0a| 0x00|-class EF|-class AF21}", tables: "mangle", fam: v6only, proto: "tcp"},
+	{text: "DSCP --set-dscp{ 0x0a| 0x00|-class EF|-class AF21}", tables: "mangle"},
 	{text: "ECN --ecn-tcp-remove", tables: "mangle", fam: v4only, proto: "tcp"},
 	{text: "TPROXY --on-port {53|80|9}{| --tproxy-mark 0x{1/0x1|2/0xf}}", tables: "mangle", hooks: "PREROUTING", proto: "{tcp|udp}"},
 	{text: "HMARK --hmark-tuple {src|src,dst|src,dst,sport,dport,proto|ct,src,dport} --hmark-mod {4|100} --hmark-offset {0|1} --hmark-rnd 0x{1|feed}", tables: "mangle raw"},
@@ -148,13 +144,10 @@ var targetTemplates = []template{
 	{text: "TEE --gateway {10.3.0.9|10.2.0.2|10.1.0.9}", tables: "mangle", fam: v4only},
 	{text: "TEE --gateway {fd03::9|fd02::2|fd01::9}{| --oif tun2}", tables: "mangle", fam: v6only},
 	{text: "TEE --gateway 10.3.0.9 --oif tun{1|2}", tables: "mangle", fam: v4only},
-	{text: "TOS --{set-tos 0x10/0x3f|and-tos 0xf0|or-tos 0x04|xor-tos 0x10|set-tos Minimize-Delay}", tables: "mangle", fam: v4only},
-	{text: "TOS --{set-tos 0x10/0x3f|and-tos 0xf0|or-tos 0x04|xor-tos 0x10|set-tos Minimize-Delay}", tables: "mangle", fam: v6only, hooks: "FORWARD OUTPUT POSTROUTING"},
-	{text: "TOS --{set-tos 0x10/0x3f|and-tos 0xf0|or-tos 0x04|xor-tos 0x10|set-tos Minimize-Delay}", tables: "mangle", fam: v6only, proto: "tcp"},
+	{text: "TOS --{set-tos 0x10/0x3f|and-tos 0xf0|or-tos 0x04|xor-tos 0x10|set-tos Minimize-Delay}", tables: "mangle"},
 	{text: "TRACE", tables: "raw", hooks: "PREROUTING OUTPUT"},
 	{text: "TTL --ttl-{set 64|set 255|dec 1|dec 62|inc 1|inc 200|set 1|set 2}", tables: "mangle", fam: v4only},
-	{text: "HL --hl-{set 64|set 255|dec 1|dec 62|inc 1|inc 200|set 1|set 2}", tables: "mangle", fam: v6only, hooks: "FORWARD OUTPUT POSTROUTING"},
-	{text: "HL --hl-{set 64|set 255|dec 1|dec 62|inc 1|inc 200|set 1|set 2}", tables: "mangle", fam: v6only, proto: "tcp"},
+	{text: "HL --hl-{set 64|set 255|dec 1|dec 62|inc 1|inc 200|set 1|set 2}", tables: "mangle", fam: v6only},
 	{text: "SNPT --src-pfx {fd01::/64|fd01::/48} --dst-pfx {fd03:0:0:5::/64|2001:db8:5::/48}", tables: "mangle", fam: v6only, hooks: "INPUT POSTROUTING"},
 	{text: "DNPT --src-pfx {2001:db8::/64|fd02::/64} --dst-pfx {fd02::/64|fd03:0:0:700::/56}", tables: "mangle", fam: v6only, hooks: "PREROUTING OUTPUT"},
 
