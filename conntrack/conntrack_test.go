@@ -288,11 +288,19 @@ func TestAccounting(t *testing.T) {
 	p := b.want("udp 10.0.0.2:5000 > 9.9.9.9:53 len=100", "NEW")
 	b.want("udp 10.0.0.2:5000 > 9.9.9.9:53 len=100", "NEW")
 	b.want("udp 9.9.9.9:53 > 10.0.0.2:5000 len=10", "ESTABLISHED")
-	e := b.tbl.At(p.Ct)
-	if n, by := e.Counters(Original); n != 2 || by != 256 {
+	if n, by := b.tbl.Counters(p.Ct, Original); n != 2 || by != 256 {
 		t.Errorf("original: %d packets, %d bytes", n, by)
 	}
-	if n, by := e.Counters(Reply); n != 1 || by != 38 {
+	if n, by := b.tbl.Counters(p.Ct, Reply); n != 1 || by != 38 {
 		t.Errorf("reply: %d packets, %d bytes", n, by)
+	}
+	// The same memory, used by a connection that does not count and by one that does.
+	for _, acct := range []int64{0, 1} {
+		b.tbl.Flush()
+		b.sysctl("acct", acct)
+		p := b.want("udp 10.0.0.3:5000 > 9.9.9.9:53 len=100", "NEW")
+		if n, by := b.tbl.Counters(p.Ct, Original); n != uint64(acct) || by != 128*uint64(acct) {
+			t.Errorf("acct %d: %d packets, %d bytes", acct, n, by)
+		}
 	}
 }

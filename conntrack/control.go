@@ -67,8 +67,10 @@ func (t *Table) EachZero(f func(*Snapshot) bool) {
 	t.eachEntry(func(w *Worker, e *Entry, idx uint32) bool {
 		s = Snapshot{}
 		t.fill(&s, e, idx, w.now)
-		for d := range 2 {
-			s.Packets[d], s.Bytes[d] = e.packets[d].Swap(0), e.bytes[d].Swap(0)
+		if c := t.countersOf(idx); c != nil && e.Counted() {
+			for d := range 2 {
+				s.Packets[d], s.Bytes[d] = c.packets[d].Swap(0), c.bytes[d].Swap(0)
+			}
 		}
 		return f(&s)
 	})
@@ -236,7 +238,7 @@ func (t *Table) create(w *Worker, s *Snapshot) error {
 	if e == nil {
 		return ErrFull
 	}
-	w.init(e, &s.Orig, &s.Reply)
+	w.init(e, idx, &s.Orig, &s.Reply)
 	if s.Helper != "" {
 		h := t.HelperFor(s.Helper, s.Orig.Family, s.Orig.Proto)
 		if h == nil {
@@ -248,15 +250,14 @@ func (t *Table) create(w *Worker, s *Snapshot) error {
 	const allowed = Expected | SeenReply | Assured | NATMask | NATDoneMask | FixedTimeout
 	e.SetStatus(s.Status & allowed)
 	e.mark.Store(s.Mark)
-	e.secmark.Store(s.SecMark)
+	t.setSecMark(e, s.SecMark)
 	e.expiry.Store(w.now + int64(s.Timeout)*second)
 	switch s.Orig.Proto {
 	case packet.ProtoTCP:
 		e.tcp.state, e.tcp.lastIndex = uint8(s.TCP.State), segNone
 		for d := range 2 {
 			// What the ends have said is not known here.
-			e.tcp.dir[d].flags = s.TCP.Flags[d] | tcpLiberal | tcpSackPerm
-			e.tcp.dir[d].scale = s.TCP.Scale[d]
+			e.tcp.opt[d] = tcpOpt{s.TCP.Scale[d], s.TCP.Flags[d] | tcpLiberal | tcpSackPerm}
 		}
 	case packet.ProtoSCTP:
 		e.tcp.state = uint8(s.SCTP)
@@ -270,7 +271,7 @@ func (t *Table) create(w *Worker, s *Snapshot) error {
 			x.start = t.opt.Wall().UnixNano()
 		}
 	}
-	e.events.Store(uint32(EventNew | allUpdates))
+	e.Event(EventNew | allUpdates)
 	if res, _, _, _ := t.insert(w, e, idx); res != insertOK {
 		w.drop(e, idx)
 		if res == insertClash {

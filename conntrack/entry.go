@@ -14,37 +14,31 @@ import (
 // A worker's *Entry is good until the Worker's next End.
 type Entry struct {
 	// First line: what every packet of the flow reads or writes.
-	claim   atomic.Uint32 // 1 while somebody changes what is not atomic
-	status  atomic.Uint32
-	mark    atomic.Uint32
-	events  atomic.Uint32    // cached event bits, delivered at Confirm
+	status  atomic.Uint32    // and the claim
+	events  atomic.Uint32    // cached event bits, delivered at Confirm; above masqShift the outgoing interface of a masqueraded flow
 	expiry  atomic.Int64     // ns on the table's clock; before confirm a duration; on free lists the stamp
 	Cache   [2]atomic.Uint64 // what the router remembers of each direction
-	helper  uint8            // 1-based index into the table's helpers
-	mhelper uint8            // the master's helper, which outlives the master
-	flags   uint8            // entry* below
-	Home    uint8            // the worker that saw the first packet
-	masqIf  atomic.Uint32    // outgoing interface of a masqueraded flow
-	ext     atomic.Uint32    // index in the extension slab
-	gen     atomic.Uint32    // counts the uses of this index
-	secmark atomic.Uint32
-	terms   atomic.Uint32 // the events wanted, and above bit 16 the 1-based index of its timeout policy
+	mark    atomic.Uint32
+	ext     atomic.Uint32 // index in the extension slab
+	gen     atomic.Uint32 // counts the uses of this index
+	NAT     [2]uint32     // package nat's: the neighbours in its index
+	flags   uint8         // entry* below
+	Home    uint8         // the worker that saw the first packet
+	helper  uint8         // 1-based index into the table's helpers
+	mhelper uint8         // the master's helper, which outlives the master
 
-	// Second line and the next words.
 	orig, reply Tuple
 
 	// The protocol's state.
 	tcp tcpState
-
-	// What some flows use.
-	master  uint32 // index of the connection that expected this one
-	mastGen uint32
-	NAT     [3]atomic.Uint32
-	packets [2]atomic.Uint64
-	bytes   [2]atomic.Uint64
 }
 
-var _ = [1]byte{}[unsafe.Sizeof(Entry{})-256]
+var _ = [1]byte{}[unsafe.Sizeof(Entry{})-192]
+
+const (
+	claimed   = 1 << 31 // in status: somebody changes what is not atomic
+	masqShift = 12      // in events
+)
 
 // Entry flags, written only before an entry is shared.
 const (
@@ -53,26 +47,23 @@ const (
 	entryNoEvents                      // made while nf_conntrack_events was 0
 	entryNoExpEvents                   // its expectations make none
 	entrySynproxy                      // see Synproxy
+	entryTerms                         // a CT rule gave it a timeout policy or chose its events
+	entryLinked                        // see Linked
 )
-
-const allEvents = 1<<16 - 1
-
-// policy is the 1-based index into the table's timeout policies, 0 for none.
-func (e *Entry) policy() uint32 { return e.terms.Load() >> 16 }
-
-// wants reports whether any of the events is wanted.
-func (e *Entry) wants(bits Events) bool { return bits&Events(e.terms.Load())&allEvents != 0 }
 
 // lock claims the entry: a few instructions, no calls that block.
 func (e *Entry) lock() {
-	for n := 0; !e.claim.CompareAndSwap(0, 1); n++ {
+	for n := 0; ; n++ {
+		if s := e.status.Load(); s&claimed == 0 && e.status.CompareAndSwap(s, s|claimed) {
+			return
+		}
 		if n > 64 {
 			spin()
 		}
 	}
 }
 
-func (e *Entry) unlock() { e.claim.Store(0) }
+func (e *Entry) unlock() { e.status.And(^uint32(claimed)) }
 
 // Tuple is the tuple of one direction; it must not be written to.
 func (e *Entry) Tuple(d Dir) *Tuple {
@@ -83,13 +74,13 @@ func (e *Entry) Tuple(d Dir) *Tuple {
 }
 
 // Status is the set of status bits now.
-func (e *Entry) Status() Status { return Status(e.status.Load()) }
+func (e *Entry) Status() Status { return Status(e.status.Load() &^ claimed) }
 
 // Has reports whether all of s are set.
 func (e *Entry) Has(s Status) bool { return Status(e.status.Load())&s == s }
 
 // SetStatus sets bits and returns those that were set before.
-func (e *Entry) SetStatus(s Status) Status { return Status(e.status.Or(uint32(s))) }
+func (e *Entry) SetStatus(s Status) Status { return Status(e.status.Or(uint32(s)) &^ claimed) }
 
 // ClearStatus clears bits.
 func (e *Entry) ClearStatus(s Status) { e.status.And(^uint32(s)) }
@@ -102,17 +93,6 @@ func (e *Entry) SetMark(m uint32) {
 	if e.mark.Load() != m {
 		e.mark.Store(m)
 		e.Event(EventMark)
-	}
-}
-
-// SecMark is the connection's security label (0: none).
-func (e *Entry) SecMark() uint32 { return e.secmark.Load() }
-
-// SetSecMark stores the security label; a changed one is an event.
-func (e *Entry) SetSecMark(m uint32) {
-	if e.secmark.Load() != m {
-		e.secmark.Store(m)
-		e.Event(EventSecMark)
 	}
 }
 
@@ -132,12 +112,6 @@ func (e *Entry) Zone() (id uint16, dir ZoneDir) {
 	}
 }
 
-// Counters gives packets and bytes (network packet length) of one direction;
-// they count only while net.netfilter.nf_conntrack_acct is 1.
-func (e *Entry) Counters(d Dir) (packets, bytes uint64) {
-	return e.packets[d&1].Load(), e.bytes[d&1].Load()
-}
-
 // Counted says whether the connection counts packets and bytes: it does if it
 // began while net.netfilter.nf_conntrack_acct was 1.
 func (e *Entry) Counted() bool { return e.flags&entryAcct != 0 }
@@ -155,10 +129,24 @@ func (e *Entry) Timeout(now int64) int64 {
 }
 
 // MasqIface and SetMasqIface keep the interface index that MASQUERADE chose.
-func (e *Entry) MasqIface() int { return int(e.masqIf.Load()) }
+func (e *Entry) MasqIface() int { return int(e.events.Load() >> masqShift) }
 
-// SetMasqIface stores the interface index that MASQUERADE chose.
-func (e *Entry) SetMasqIface(i int) { e.masqIf.Store(uint32(i)) }
+// SetMasqIface stores the interface index that MASQUERADE chose, below 1<<20.
+func (e *Entry) SetMasqIface(i int) {
+	for {
+		old := e.events.Load()
+		if e.events.CompareAndSwap(old, old&allEvents|uint32(i)<<masqShift) {
+			return
+		}
+	}
+}
+
+// Linked and SetLinked keep whether the entry is in NAT's index. Only the worker
+// of an unconfirmed connection may set it.
+func (e *Entry) Linked() bool { return e.flags&entryLinked != 0 }
+
+// SetLinked notes that the entry is in NAT's index.
+func (e *Entry) SetLinked() { e.flags |= entryLinked }
 
 // Event notes that something changed; it is delivered when a packet of the
 // connection passes Confirm, if anybody listens.

@@ -19,6 +19,7 @@ const (
 	EventLabel
 	EventSynproxy
 
+	allEvents  = 1<<masqShift - 1
 	allUpdates = EventReply | EventAssured | EventHelper | EventProtoInfo | EventMark | EventSeqAdj | EventLabel
 )
 
@@ -136,7 +137,7 @@ func (t *Table) listening() bool { return len(*t.subs.Load()) != 0 }
 
 // emit sends e's state to all listeners.
 func (w *Worker) emit(typ EventType, bits Events, e *Entry, idx uint32) {
-	if e.flags&entryNoEvents != 0 || !e.wants(bits) {
+	if e.flags&entryNoEvents != 0 || !w.t.wants(e, bits) {
 		return
 	}
 	ev := Event{Type: typ, Bits: bits, User: w.user}
@@ -148,7 +149,7 @@ func (w *Worker) emit(typ EventType, bits Events, e *Entry, idx uint32) {
 
 // deliver sends what has gathered on e since its last packet.
 func (w *Worker) deliver(e *Entry, idx uint32) {
-	bits := Events(e.events.Swap(0))
+	bits := Events(e.events.And(^uint32(allEvents)) & allEvents)
 	if bits == 0 || !w.t.listening() || e.Status()&Dying != 0 {
 		return
 	}

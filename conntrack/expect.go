@@ -331,9 +331,9 @@ func (w *Worker) expected(e *Entry, u *Tuple) *Expectation {
 			xs.drop(t, w, x)
 		}
 		e.SetStatus(Expected)
-		e.master, e.mastGen, e.mhelper = x.Master, x.MasterGen, m.helper
+		e.mhelper = m.helper
 		e.mark.Store(m.Mark())
-		e.secmark.Store(m.SecMark())
+		t.setSecMark(e, t.SecMark(m))
 		if x.Helper != nil {
 			w.setHelper(e, x.Helper)
 		}

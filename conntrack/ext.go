@@ -6,11 +6,14 @@ import (
 )
 
 // extension holds what few connections have, in slabs of its own, so that an
-// entry stays at four lines. It lives and dies with its entry; it is written
+// entry stays at three lines. It lives and dies with its entry; it is written
 // before the entry is shared or under its claim, labels apart.
 type extension struct {
 	labels      [4]atomic.Uint32
-	start, stop int64 // wall clock, ns
+	secmark     atomic.Uint32
+	policy      atomic.Uint32 // 1-based index into the table's timeout policies
+	wanted      Events        // those that are told
+	start, stop int64         // wall clock, ns
 	seq         [2]SeqAdj
 	masterTuple Tuple
 	hasMaster   bool
@@ -64,6 +67,8 @@ func (x *extSlabs) alloc() uint32 {
 				e.labels[l].Store(0)
 			}
 			e.announced.Store(false)
+			e.secmark.Store(0)
+			e.policy.Store(0)
 			e.start, e.stop, e.seq, e.synproxy = 0, 0, [2]SeqAdj{}, Synproxy{}
 			e.masterTuple, e.hasMaster, e.nlCount, e.expecting, e.nl = Tuple{}, false, [2]uint8{}, [4]uint8{}, [2][2]uint32{}
 			e.pptp, e.sip, e.tunnels = pptpState{}, sipState{}, [2]greTunnel{}
@@ -104,6 +109,55 @@ func (t *Table) ensureExt(e *Entry) *extension {
 		t.exts.release(i)
 	}
 	return t.extOf(e)
+}
+
+// terms notes what a CT rule wants of a new connection.
+func (w *Worker) terms(e *Entry, set func(x *extension)) {
+	x := w.t.ensureExt(e)
+	if x == nil {
+		return
+	}
+	if e.flags&entryTerms == 0 {
+		e.flags |= entryTerms
+		x.wanted = allEvents
+	}
+	set(x)
+}
+
+// policy is the 1-based index into the table's timeout policies, 0 for none.
+func (t *Table) policy(e *Entry) uint32 {
+	if e.flags&entryTerms == 0 {
+		return 0
+	}
+	return t.extOf(e).policy.Load()
+}
+
+// wants reports whether any of the events is wanted.
+func (t *Table) wants(e *Entry, bits Events) bool {
+	return e.flags&entryTerms == 0 || t.extOf(e).wanted&bits != 0
+}
+
+// SecMark is the connection's security label (0: none).
+func (t *Table) SecMark(e *Entry) uint32 {
+	if x := t.extOf(e); x != nil {
+		return x.secmark.Load()
+	}
+	return 0
+}
+
+// SetSecMark stores the security label; a changed one is an event.
+func (t *Table) SetSecMark(e *Entry, m uint32) {
+	if t.setSecMark(e, m) {
+		e.Event(EventSecMark)
+	}
+}
+
+func (t *Table) setSecMark(e *Entry, m uint32) (changed bool) {
+	if t.SecMark(e) == m {
+		return false
+	}
+	x := t.ensureExt(e)
+	return x != nil && x.secmark.Swap(m) != m
 }
 
 func (x *extension) loadLabels() (l [16]byte) {

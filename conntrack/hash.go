@@ -233,8 +233,9 @@ func (t *Table) find(st *hashState, b *bucket, u *Tuple, h uint64, ds dirs) (*En
 
 // move takes the chain that h is in from the old state to st. The places stay
 // behind as they are: a lookup that is still in there sees what it would have.
-// A chain is split over chains that are empty so far, and the overflow that
-// insertion leaves alone is larger than all of old's, so there is always room.
+// A chain is split over chains that are empty so far, so that it needs no more
+// overflow buckets than it had, and insertion leaves as many alone: there is
+// always room.
 func (t *Table) move(st, old *hashState, h uint64) {
 	b := &old.buckets[h&old.mask]
 	if b.head.Load()&headMoved != 0 {
@@ -265,8 +266,14 @@ func (t *Table) move(st, old *hashState, h uint64) {
 	b.unlock()
 }
 
-// keep is how many overflow buckets insertion leaves to move.
-func (st *hashState) keep() int { return len(st.overflow) / 2 }
+// keep is how many overflow buckets insertion leaves to move: as many as it may
+// ever come to need.
+func (st *hashState) keep() int {
+	if old := st.old.Load(); old != nil {
+		return len(old.overflow)
+	}
+	return 0
+}
 
 // growTo starts growing to at least n buckets in the background, unless that is
 // under way.
@@ -287,7 +294,7 @@ func (t *Table) outgrow(st *hashState) bool {
 	}
 	for t.state.Load() == st {
 		if t.growing.CompareAndSwap(false, true) {
-			next := t.widen(len(st.buckets) * 4)
+			next := t.widen(len(st.buckets) * 2)
 			go func() {
 				t.moveAll(next)
 				t.growing.Store(false)
@@ -308,7 +315,7 @@ func (t *Table) widen(n int) *hashState {
 		return nil
 	}
 	for size < n {
-		size *= 4
+		size *= 2
 	}
 	next := newHashState(size)
 	next.old.Store(cur)

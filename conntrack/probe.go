@@ -60,7 +60,7 @@ func (pr *Probe) TouchEntry() uint32 {
 	if pr.entry == nil {
 		return 0
 	}
-	return pr.entry.status.Load() ^ uint32(pr.entry.orig.Src[0]) ^ uint32(pr.entry.tcp.lastDir)
+	return pr.entry.status.Load() ^ uint32(pr.entry.reply.Src[0]) ^ uint32(pr.entry.tcp.lastDir)
 }
 
 // Hit is the confirmed connection that the probe's packet belongs to now, after
@@ -143,7 +143,7 @@ func (w *Worker) replied(p *packet.Packet, e *Entry) {
 }
 
 // Pending reports whether events of e wait for Confirm.
-func (e *Entry) Pending() bool { return e.events.Load() != 0 }
+func (e *Entry) Pending() bool { return e.events.Load()&allEvents != 0 }
 
 // Assisted reports whether a helper or SYNPROXY has something to do with e's packets.
 func (e *Entry) Assisted() bool {

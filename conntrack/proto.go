@@ -39,8 +39,7 @@ func (w *Worker) refresh(p *packet.Packet, e *Entry, dir Dir, timeout int64) {
 
 func (w *Worker) account(p *packet.Packet, e *Entry, dir Dir) {
 	if e.flags&entryAcct != 0 {
-		e.packets[dir].Add(1)
-		e.bytes[dir].Add(uint64(p.Len()))
+		w.t.addCounters(p, dir)
 	}
 }
 
@@ -52,7 +51,7 @@ func (w *Worker) assure(e *Entry) {
 
 // timeout reads row of e's policy or the tunable.
 func (t *Table) timeout(e *Entry, row int, def int64) int64 {
-	if i := e.policy(); i != 0 {
+	if i := t.policy(e); i != 0 {
 		if v, ok := t.policyTimeout(i, row); ok {
 			return v
 		}

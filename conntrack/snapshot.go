@@ -58,21 +58,21 @@ func (t *Table) fill(s *Snapshot, e *Entry, idx uint32, now int64) {
 	e.lock()
 	s.Orig, s.Reply = e.orig, e.reply
 	s.Status = e.Status()
-	s.Mark, s.SecMark = e.Mark(), e.SecMark()
+	s.Mark, s.SecMark = e.Mark(), t.SecMark(e)
 	s.Zone, s.ZoneDir = e.Zone()
 	s.Timeout = uint32(e.Timeout(now) / second)
 	switch e.orig.Proto {
 	case packet.ProtoTCP:
 		s.TCP.State = TCPState(e.tcp.state)
 		for d := range 2 {
-			s.TCP.Scale[d], s.TCP.Flags[d] = e.tcp.dir[d].scale, e.tcp.dir[d].flags
+			s.TCP.Scale[d], s.TCP.Flags[d] = e.tcp.opt[d].scale, e.tcp.opt[d].flags
 		}
 	case packet.ProtoSCTP:
 		s.SCTP, s.SCTPVTag = SCTPState(e.tcp.state), [2]uint32{e.tcp.lastSeq, e.tcp.lastAck}
 	}
 	s.Counted = e.flags&entryAcct != 0
 	for d := range 2 {
-		s.Packets[d], s.Bytes[d] = e.packets[d].Load(), e.bytes[d].Load()
+		s.Packets[d], s.Bytes[d] = t.Counters(idx, Dir(d))
 	}
 	s.MasqIface = e.MasqIface()
 	if h := t.helperOf(e.helper); h != nil {

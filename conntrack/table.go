@@ -51,6 +51,7 @@ type Table struct {
 	state   atomic.Pointer[hashState]
 	growing atomic.Bool
 	slabs   [maxSlabs]atomic.Pointer[slab]
+	counts  atomic.Pointer[counterSlabs]
 	bump    atomic.Uint32 // next index never used
 	freed   atomic.Uint64 // stack of chunks of free indices: tag<<32 | first
 	count   atomic.Int64
@@ -210,10 +211,13 @@ func (t *Table) insert(w *Worker, e *Entry, idx uint32) (insertResult, *Entry, u
 	}
 }
 
-// checkLoad starts growing at half full.
+// checkLoad starts growing when four of five places are taken, or most overflow
+// buckets: a chain keeps those that it once had.
 func (t *Table) checkLoad(st *hashState) {
-	if n := t.count.Load(); n*2 > int64(len(st.buckets))*bucketPlaces/2 && st.old.Load() == nil {
-		t.growTo(len(st.buckets) * 4)
+	taken, places := t.count.Load()*2, int64(len(st.buckets))*bucketPlaces
+	spilt := int(st.used.Load())*8 > len(st.overflow)*7 && taken*8 > places
+	if (spilt || taken*5 > places*4) && st.old.Load() == nil {
+		t.growTo(len(st.buckets) * 2)
 	}
 }
 

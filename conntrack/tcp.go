@@ -6,6 +6,7 @@ import "sluice/packet"
 // of its words.
 type tcpState struct {
 	dir       [2]tcpDir
+	opt       [2]tcpOpt
 	lastSeq   uint32
 	lastAck   uint32
 	lastEnd   uint32
@@ -23,8 +24,10 @@ type tcpState struct {
 // highest it may send, the largest window it offered, the highest ACK.
 type tcpDir struct {
 	end, maxEnd, maxWin, maxAck uint32
-	scale, flags                uint8
 }
+
+// tcpOpt is what one side has said in its SYN's options, and what is noted of it.
+type tcpOpt struct{ scale, flags uint8 }
 
 // Flags of one direction, with the kernel's values.
 const (
@@ -171,16 +174,16 @@ func tcpValid(flags uint8) bool {
 }
 
 // options reads what a SYN says about scaling and SACK.
-func (d *tcpDir) options(opts []byte) {
-	d.scale = 0
-	d.flags &= tcpLiberal
-	for o, rest := packet.NextTCPOption(opts); o != nil; o, rest = packet.NextTCPOption(rest) {
+func (o *tcpOpt) options(opts []byte) {
+	o.scale = 0
+	o.flags &= tcpLiberal
+	for b, rest := packet.NextTCPOption(opts); b != nil; b, rest = packet.NextTCPOption(rest) {
 		switch {
-		case o[0] == 4 && len(o) == 2:
-			d.flags |= tcpSackPerm
-		case o[0] == 3 && len(o) == 3:
-			d.scale = min(o[2], 14)
-			d.flags |= tcpWindowScale
+		case b[0] == 4 && len(b) == 2:
+			o.flags |= tcpSackPerm
+		case b[0] == 3 && len(b) == 3:
+			o.scale = min(b[2], 14)
+			o.flags |= tcpWindowScale
 		}
 	}
 }
@@ -202,13 +205,14 @@ func sack(opts []byte, ack uint32) uint32 {
 }
 
 // initSender takes a SYN's or SYN/ACK's word for what its sender may do.
-func (d *tcpDir) initSender(peer *tcpDir, s *segment, dir Dir) {
+func (c *tcpState) initSender(s *segment, dir Dir) {
+	d, o, peer := &c.dir[dir], &c.opt[dir], &c.opt[dir^1]
 	d.end, d.maxEnd = s.end, s.end
 	d.maxWin = max(uint32(s.win), 1)
-	d.options(s.opts)
+	o.options(s.opts)
 	// RFC 7323: both sides must send the option to enable scaling in either.
-	if dir == Reply && d.flags&peer.flags&tcpWindowScale == 0 {
-		d.scale, peer.scale = 0, 0
+	if dir == Reply && o.flags&peer.flags&tcpWindowScale == 0 {
+		o.scale, peer.scale = 0, 0
 	}
 }
 
@@ -223,7 +227,7 @@ func (t *Table) newTCP(e *Entry, s *segment) bool {
 	d.end, d.maxEnd = s.end, s.end
 	d.maxWin = max(uint32(s.win), 1)
 	if to == TCPSynSent {
-		d.options(s.opts)
+		e.tcp.opt[Original].options(s.opts)
 		return true
 	}
 	if t.sys.loose.Load() == 0 {
@@ -231,8 +235,9 @@ func (t *Table) newTCP(e *Entry, s *segment) bool {
 	}
 	// In the middle of a connection: its scaling is unknown, so be liberal.
 	d.maxEnd = d.end + d.maxWin
-	d.flags = tcpSackPerm | tcpLiberal
-	e.tcp.dir[Reply].flags = tcpSackPerm | tcpLiberal
+	for i := range e.tcp.opt {
+		e.tcp.opt[i].flags = tcpSackPerm | tcpLiberal
+	}
 	return true
 }
 
@@ -248,10 +253,11 @@ const (
 func (t *Table) inWindow(e *Entry, dir Dir, s *segment) windowResult {
 	c := &e.tcp
 	from, to := &c.dir[dir], &c.dir[dir^1]
+	said, heard := &c.opt[dir], &c.opt[dir^1]
 	seq, end, ack := s.seq, s.end, s.ack
 	win := uint32(s.win)
 	sk := ack
-	if to.flags&tcpSackPerm != 0 {
+	if heard.flags&tcpSackPerm != 0 {
 		sk = sack(s.opts, ack)
 	}
 	if e.Status()&SeqAdjust != 0 {
@@ -263,14 +269,14 @@ func (t *Table) inWindow(e *Entry, dir Dir, s *segment) windowResult {
 	state := TCPState(c.state)
 	if from.maxWin == 0 {
 		if s.flags&thSyn != 0 {
-			from.initSender(to, s, dir)
+			c.initSender(s, dir)
 			if s.flags&thAck == 0 { // simultaneous open
 				return windowOK
 			}
 		} else {
 			// In the middle of a connection whose beginning was not seen.
 			from.end = end
-			from.maxWin = max(win<<from.scale, 1)
+			from.maxWin = max(win<<said.scale, 1)
 			from.maxEnd = end + from.maxWin
 			if to.maxWin == 0 {
 				to.end, to.maxEnd = sk, sk
@@ -280,7 +286,7 @@ func (t *Table) inWindow(e *Entry, dir Dir, s *segment) windowResult {
 		}
 	} else if s.flags&thSyn != 0 && after(end, from.end) && (state == TCPSynSent || state == TCPSynRecv) {
 		// RFC 793: a TCP that starts anew need only use larger sequence numbers.
-		from.initSender(to, s, dir)
+		c.initSender(s, dir)
 		if dir == Reply && s.flags&thAck == 0 {
 			return windowOK
 		}
@@ -303,7 +309,7 @@ func (t *Table) inWindow(e *Entry, dir Dir, s *segment) windowResult {
 		if to.maxWin != 0 && inRecv && ackRecent && over <= to.maxWin && before(sk, to.end+1) {
 			// A sender that overdoes it a little: its data may be acknowledged all the same.
 			from.end = end
-			from.flags |= tcpUnacked
+			said.flags |= tcpUnacked
 			res = windowIgnore
 		}
 	case !before(sk, to.end+1): // acknowledges what was not sent
@@ -314,24 +320,24 @@ func (t *Table) inWindow(e *Entry, dir Dir, s *segment) windowResult {
 		res = windowIgnore
 	}
 	if res != windowOK {
-		if t.liberal(from) {
+		if t.liberal(said) {
 			return windowOK
 		}
 		return res
 	}
 
 	if s.flags&thSyn == 0 {
-		win <<= from.scale
+		win <<= said.scale
 	}
 	from.maxWin = max(from.maxWin, win+(sk-ack))
 	if after(end, from.end) {
 		from.end = end
-		from.flags |= tcpUnacked
+		said.flags |= tcpUnacked
 	}
 	if s.flags&thAck != 0 {
-		if from.flags&tcpMaxAckSet == 0 {
+		if said.flags&tcpMaxAckSet == 0 {
 			from.maxAck = ack
-			from.flags |= tcpMaxAckSet
+			said.flags |= tcpMaxAckSet
 		} else if after(ack, from.maxAck) {
 			from.maxAck = ack
 		}
@@ -346,7 +352,7 @@ func (t *Table) inWindow(e *Entry, dir Dir, s *segment) windowResult {
 		}
 	}
 	if ack == to.end {
-		to.flags &^= tcpUnacked
+		heard.flags &^= tcpUnacked
 	}
 	if s.kind == segAck {
 		if Dir(c.lastDir) == dir && c.lastSeq == seq && c.lastAck == ack && c.lastEnd == end && c.lastWin == s.win {
@@ -360,8 +366,8 @@ func (t *Table) inWindow(e *Entry, dir Dir, s *segment) windowResult {
 	return windowOK
 }
 
-func (t *Table) liberal(d *tcpDir) bool {
-	return d.flags&tcpLiberal != 0 || t.sys.liberal.Load() != 0
+func (t *Table) liberal(o *tcpOpt) bool {
+	return o.flags&tcpLiberal != 0 || t.sys.liberal.Load() != 0
 }
 
 // trackTCP takes one segment through the state machine.
@@ -397,7 +403,7 @@ func (w *Worker) trackTCP(p *packet.Packet, e *Entry, idx uint32, hook uint8) re
 			break
 		}
 		// A closed or aborted connection is opened again: start from nothing.
-		if (c.dir[0].flags|c.dir[1].flags)&tcpCloseInit != 0 || Dir(c.lastDir) == dir && c.lastIndex == segRst {
+		if (c.opt[0].flags|c.opt[1].flags)&tcpCloseInit != 0 || Dir(c.lastDir) == dir && c.lastIndex == segRst {
 			e.unlock()
 			if t.kill(w, e, idx) {
 				return resRepeat
@@ -441,7 +447,7 @@ func (w *Worker) trackTCP(p *packet.Packet, e *Entry, idx uint32, hook uint8) re
 			break
 		}
 		// After a SYN that was let through, maxAck may be the old connection's.
-		if peer := &c.dir[dir^1]; peer.flags&tcpMaxAckSet != 0 && c.lastIndex != segSyn {
+		if peer := &c.dir[dir^1]; c.opt[dir^1].flags&tcpMaxAckSet != 0 && c.lastIndex != segSyn {
 			established := old == TCPEstablished && status&Assured != 0
 			if s.seq == 0 && !established {
 				break // answers a SYN that was let through
@@ -475,7 +481,7 @@ func (w *Worker) trackTCP(p *packet.Packet, e *Entry, idx uint32, hook uint8) re
 	}
 	c.lastIndex, c.lastDir, c.state = s.kind, uint8(dir), uint8(next)
 	if old != next && next == TCPFinWait {
-		c.dir[dir].flags |= tcpCloseInit
+		c.opt[dir].flags |= tcpCloseInit
 	}
 	timeout := t.tcpTimeout(e, next)
 	switch retrans, unacked := t.tcpTimeout2(e, tcpRetrans), t.tcpTimeout2(e, tcpUnack); {
@@ -483,7 +489,7 @@ func (w *Worker) trackTCP(p *packet.Packet, e *Entry, idx uint32, hook uint8) re
 		timeout = retrans
 	case s.kind == segRst:
 		timeout = t.tcpTimeout(e, TCPClose)
-	case (c.dir[0].flags|c.dir[1].flags)&tcpUnacked != 0 && timeout > unacked:
+	case (c.opt[0].flags|c.opt[1].flags)&tcpUnacked != 0 && timeout > unacked:
 		timeout = unacked
 	case c.lastWin == 0 && timeout > retrans:
 		timeout = retrans
@@ -551,16 +557,15 @@ func (w *Worker) ignoredTCP(e *Entry, dir Dir, s *segment, old, next *TCPState) 
 		d := &c.dir[c.lastDir]
 		d.end, d.maxEnd = c.lastEnd, c.lastEnd
 		d.maxWin = max(uint32(c.lastWin), 1)
-		d.scale = c.lastScale
 		c.lastFlags &^= tcpChallenge
-		d.flags = c.lastFlags
-		c.dir[dir] = tcpDir{flags: c.dir[dir].flags & tcpLiberal}
+		c.opt[c.lastDir] = tcpOpt{c.lastScale, c.lastFlags}
+		c.dir[dir], c.opt[dir] = tcpDir{}, tcpOpt{flags: c.opt[dir].flags & tcpLiberal}
 		return 0, false
 	}
 	c.lastIndex, c.lastDir = s.kind, uint8(dir)
 	c.lastSeq, c.lastEnd, c.lastWin = s.seq, s.end, s.win
 	if s.kind == segSyn && dir == Original {
-		var seen tcpDir
+		var seen tcpOpt
 		seen.options(s.opts)
 		c.lastFlags = seen.flags & (tcpWindowScale | tcpSackPerm)
 		c.lastScale = seen.scale

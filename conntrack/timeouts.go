@@ -181,8 +181,8 @@ func (t *Table) DeleteTimeoutPolicy(name string) error {
 	t.mu.Unlock()
 
 	t.eachEntry(func(_ *Worker, e *Entry, _ uint32) bool {
-		if old := e.terms.Load(); old>>16 == uint32(gone) {
-			e.terms.CompareAndSwap(old, old&allEvents)
+		if t.policy(e) == uint32(gone) {
+			t.extOf(e).policy.CompareAndSwap(uint32(gone), 0)
 		}
 		return true
 	})

@@ -1,6 +1,10 @@
 package conntrack
 
-import "sluice/packet"
+import (
+	"sync/atomic"
+
+	"sluice/packet"
+)
 
 // Track finds or makes the connection of p and sets p.Ct and p.CtInfo. It runs
 // at PREROUTING and OUTPUT (hook is the kernel's number). false: drop, p.Reason
@@ -134,12 +138,12 @@ func (w *Worker) create(p *packet.Packet, u *Tuple, h uint64, tmpl *Template, re
 	}
 	rep.Zone = replyZone
 	p.Ct = idx
-	w.init(e, u, &rep)
+	w.init(e, idx, u, &rep)
 	if tmpl != nil {
 		if tp := tmpl.Timeout; tp != nil && tp.Fits(u.Family, u.Proto) {
-			e.terms.Store(uint32(tp.index)<<16 | allEvents)
+			w.terms(e, func(x *extension) { x.policy.Store(uint32(tp.index)) })
 		}
-		e.wantEvents(tmpl)
+		w.wantEvents(e, tmpl)
 		if tmpl.Synproxy && t.ensureExt(e) != nil {
 			e.flags |= entrySynproxy
 		}
@@ -157,11 +161,11 @@ func (w *Worker) create(p *packet.Packet, u *Tuple, h uint64, tmpl *Template, re
 
 // wantEvents takes the events that a CT rule asks for: where it names some, the
 // others are none, and nf_conntrack_events is not asked.
-func (e *Entry) wantEvents(tm *Template) {
+func (w *Worker) wantEvents(e *Entry, tm *Template) {
 	if tm.Events == 0 && tm.ExpEvents == 0 {
 		return
 	}
-	e.terms.Store(e.policy()<<16 | uint32(tm.Events))
+	w.terms(e, func(x *extension) { x.wanted = tm.Events })
 	e.flags &^= entryNoEvents
 	if tm.ExpEvents == 0 {
 		e.flags |= entryNoExpEvents
@@ -183,32 +187,28 @@ func (w *Worker) follow(p *packet.Packet, e *Entry, x *Expectation) {
 	}
 }
 
-// init makes e a fresh unconfirmed connection.
-func (w *Worker) init(e *Entry, orig, reply *Tuple) {
+// init makes e, of index idx, a fresh unconfirmed connection. Nobody else reads
+// more than an entry's status, generation and first cached word before it is
+// shared: the rest is written plainly.
+func (w *Worker) init(e *Entry, idx uint32, orig, reply *Tuple) {
 	t := w.t
-	e.gen.Add(1)
-	e.orig, e.reply = *orig, *reply
+	e.gen.Store(e.gen.Load() + 1)
 	e.status.Store(0)
-	e.mark.Store(0)
-	e.secmark.Store(0)
-	e.events.Store(0)
-	e.expiry.Store(0)
-	e.master, e.mastGen = 0, 0
-	e.helper, e.mhelper, e.flags = 0, 0, 0
-	e.terms.Store(allEvents)
-	e.Home = uint8(w.id)
+	e.events = atomic.Uint32{}
+	e.expiry = atomic.Int64{}
+	for i := range e.Cache {
+		if e.Cache[i].Load() != 0 {
+			e.Cache[i].Store(0)
+		}
+	}
+	e.mark = atomic.Uint32{}
+	e.NAT = [2]uint32{}
+	e.helper, e.mhelper, e.flags, e.Home = 0, 0, 0, uint8(w.id)
+	e.orig, e.reply = *orig, *reply
 	e.tcp = tcpState{}
-	e.masqIf.Store(0)
-	for i := range e.NAT {
-		e.NAT[i].Store(0)
-	}
-	for i := range 2 {
-		e.packets[i].Store(0)
-		e.bytes[i].Store(0)
-		e.Cache[i].Store(0)
-	}
 	if t.sys.acct.Load() != 0 {
 		e.flags |= entryAcct
+		t.startCounters(idx)
 	}
 	if t.sys.events.Load() == 0 {
 		e.flags |= entryNoEvents
@@ -265,7 +265,7 @@ func (w *Worker) Confirm(p *packet.Packet) bool {
 		}
 		e, idx = w.t.at(p.Ct), p.Ct
 	}
-	if e.events.Load() != 0 {
+	if e.Pending() {
 		w.deliver(e, idx)
 	}
 	return true
@@ -285,7 +285,7 @@ func (w *Worker) confirm(p *packet.Packet, e *Entry, idx uint32) bool {
 			x.start = t.opt.Wall().UnixNano()
 		}
 	}
-	if e.master != 0 {
+	if e.Status()&Expected != 0 {
 		e.Event(EventRelated)
 	} else {
 		e.Event(EventNew)
@@ -317,10 +317,11 @@ func (w *Worker) resolveClash(p *packet.Packet, e *Entry, idx uint32, x *Entry, 
 	}
 	same := x.orig == e.orig && x.reply == e.reply || x.orig == e.reply && x.reply == e.orig
 	if same || x.Status()&NATDoneMask == 0 {
-		if e.flags&entryAcct != 0 {
+		if e.flags&x.flags&entryAcct != 0 {
+			from, to := w.t.countersOf(idx), w.t.countersOf(xi)
 			for d := range 2 {
-				x.packets[d].Add(e.packets[d].Load())
-				x.bytes[d].Add(e.bytes[d].Load())
+				to.packets[d].Add(from.packets[d].Load())
+				to.bytes[d].Add(from.bytes[d].Load())
 			}
 		}
 		w.drop(e, idx)

@@ -5,7 +5,6 @@ import (
 	"math/bits"
 	"math/rand/v2"
 	"sync"
-	"sync/atomic"
 
 	"sluice/conntrack"
 )
@@ -38,12 +37,12 @@ const (
 
 // sourceShard has the heads of chains, a power of two: an entry's index (0: none)
 // below, above it a bit for each source that may be in the chain, by its hash.
-// They change under the mutex.
+// The mutex guards all of it, and the links of the entries.
 type sourceShard struct {
 	mu    sync.Mutex
-	heads atomic.Pointer[[]atomic.Uint64]
+	heads []uint64
 	used  int
-	_     [40]byte
+	_     [24]byte
 }
 
 func newBySource(t *conntrack.Table) *bySource { return &bySource{table: t, seed: rand.Uint64()} }
@@ -70,19 +69,15 @@ func (b *bySource) shard(h uint64) *sourceShard {
 }
 
 // head is nil before the first connection.
-func (s *sourceShard) head(h uint64) *atomic.Uint64 {
-	heads := s.heads.Load()
-	if heads == nil {
+func (s *sourceShard) head(h uint64) *uint64 {
+	if len(s.heads) == 0 {
 		return nil
 	}
-	return &(*heads)[h/sourceShards&uint64(len(*heads)-1)]
+	return &s.heads[h/sourceShards&uint64(len(s.heads)-1)]
 }
 
 // sourceBit is a source's bit in its chain's head.
 func sourceBit(h uint64) uint64 { return 1 << (32 + h>>59) }
-
-// linked says that e is in a chain.
-func linked(e *conntrack.Entry) bool { return e.NAT[prev].Load() != 0 }
 
 // add puts e, of index idx, at the front of its source's chain: the newest
 // mapping is tried first.
@@ -90,7 +85,7 @@ func (b *bySource) add(e *conntrack.Entry, idx uint32) {
 	h := b.hash(e.Tuple(conntrack.Original))
 	s := b.shard(h)
 	defer s.mu.Unlock()
-	if heads := s.heads.Load(); heads == nil || s.used >= len(*heads) {
+	if s.used >= len(s.heads) {
 		s.grow(b)
 	}
 	s.push(b.table, h, e, idx)
@@ -99,15 +94,15 @@ func (b *bySource) add(e *conntrack.Entry, idx uint32) {
 
 func (s *sourceShard) push(t *conntrack.Table, h uint64, e *conntrack.Entry, idx uint32) {
 	head := s.head(h)
-	old := head.Load()
-	e.NAT[next].Store(uint32(old))
-	e.NAT[prev].Store(isFirst)
+	old := *head
+	e.NAT[next] = uint32(old)
+	e.NAT[prev] = isFirst
 	if uint32(old) != 0 {
-		t.At(uint32(old)).NAT[prev].Store(idx)
+		t.At(uint32(old)).NAT[prev] = idx
 	} else {
 		old = 0 // nobody is there any more
 	}
-	head.Store(old>>32<<32 | sourceBit(h) | uint64(idx))
+	*head = old>>32<<32 | sourceBit(h) | uint64(idx)
 }
 
 // remove takes e out of its chain.
@@ -115,17 +110,17 @@ func (b *bySource) remove(e *conntrack.Entry) {
 	h := b.hash(e.Tuple(conntrack.Original))
 	s := b.shard(h)
 	defer s.mu.Unlock()
-	after, before := e.NAT[next].Load(), e.NAT[prev].Load()
+	after, before := e.NAT[next], e.NAT[prev]
 	if before == isFirst {
 		head := s.head(h)
-		head.Store(head.Load()>>32<<32 | uint64(after))
+		*head = *head>>32<<32 | uint64(after)
 	} else {
-		b.table.At(before).NAT[next].Store(after)
+		b.table.At(before).NAT[next] = after
 	}
 	if after != 0 {
-		b.table.At(after).NAT[prev].Store(before)
+		b.table.At(after).NAT[prev] = before
 	}
-	e.NAT[prev].Store(0)
+	e.NAT[prev] = 0
 	s.used--
 }
 
@@ -135,10 +130,10 @@ func (b *bySource) find(orig *conntrack.Tuple, t *conntrack.Tuple, r *Range) boo
 	s := b.shard(h)
 	defer s.mu.Unlock()
 	head := s.head(h)
-	if head == nil || head.Load()&sourceBit(h) == 0 {
+	if head == nil || *head&sourceBit(h) == 0 {
 		return false
 	}
-	i := uint32(head.Load())
+	i := uint32(*head)
 	for n := 0; i != 0 && n < maxSources; n++ {
 		e := b.table.At(i)
 		if sameSource(e.Tuple(conntrack.Original), orig) {
@@ -150,7 +145,7 @@ func (b *bySource) find(orig *conntrack.Tuple, t *conntrack.Tuple, r *Range) boo
 				return true
 			}
 		}
-		i = e.NAT[next].Load()
+		i = e.NAT[next]
 	}
 	return false
 }
@@ -175,21 +170,17 @@ func (b *bySource) len() (n int) {
 
 // grow doubles a shard's heads; a shard is a 256th of the whole, so this is short.
 func (s *sourceShard) grow(b *bySource) {
-	var old []atomic.Uint64
-	if p := s.heads.Load(); p != nil {
-		old = *p
-	}
-	heads := make([]atomic.Uint64, max(8, 2*len(old)))
-	s.heads.Store(&heads)
+	old := s.heads
+	s.heads = make([]uint64, max(8, 2*len(old)))
 	for i := range old {
 		// From the back, so that each chain keeps its order.
 		last := uint32(0)
-		for j := uint32(old[i].Load()); j != 0; j = b.table.At(j).NAT[next].Load() {
+		for j := uint32(old[i]); j != 0; j = b.table.At(j).NAT[next] {
 			last = j
 		}
 		for last != 0 {
 			e := b.table.At(last)
-			before := e.NAT[prev].Load()
+			before := e.NAT[prev]
 			s.push(b.table, b.hash(e.Tuple(conntrack.Original)), e, last)
 			if last = before; before == isFirst {
 				last = 0

@@ -178,7 +178,7 @@ func (n *NAT) settle(w *conntrack.Worker, e *conntrack.Entry, idx uint32, r *Ran
 func (n *NAT) assign(w *conntrack.Worker, e *conntrack.Entry, idx uint32, cur, t *conntrack.Tuple, m Manip) {
 	if *t != *cur {
 		reply := backward(t, e.Tuple(conntrack.Reply))
-		if linked(e) {
+		if e.Linked() {
 			n.sources.change(e, func() { w.AlterReply(e, reply) })
 		} else {
 			w.AlterReply(e, reply)
@@ -186,8 +186,9 @@ func (n *NAT) assign(w *conntrack.Worker, e *conntrack.Entry, idx uint32, cur, t
 		bit := conntrack.DstNAT
 		if m == Src {
 			bit = conntrack.SrcNAT
-			if !linked(e) {
+			if !e.Linked() {
 				n.sources.add(e, idx)
+				e.SetLinked()
 			}
 		}
 		e.SetStatus(bit)
@@ -197,7 +198,7 @@ func (n *NAT) assign(w *conntrack.Worker, e *conntrack.Entry, idx uint32, cur, t
 
 // forget is called once for a connection with bindings when it goes.
 func (n *NAT) forget(_ *conntrack.Worker, e *conntrack.Entry, _ uint32) {
-	if linked(e) {
+	if e.Linked() {
 		n.sources.remove(e)
 	}
 }

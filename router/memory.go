@@ -152,7 +152,7 @@ type marks struct {
 }
 
 func (w *worker) marksOf(e *conntrack.Entry) marks {
-	return marks{e.Mark(), e.SecMark(), w.r.ct.Labels(e)}
+	return marks{e.Mark(), w.r.ct.SecMark(e), w.r.ct.Labels(e)}
 }
 
 // mayRemember are the packets that are looked up ahead: whole TCP and UDP

@@ -33,6 +33,7 @@ var MemoryGoals = []MemoryGoal{
 	{Case: "established/flooded-table", Base: "established/full-table", Rate: 0.7},
 	{Case: "notrack/rules=100000", Base: "notrack/rules=10", Time: 2},
 	{Case: "memory/connections=1000000", Bytes: 256},
+	{Case: "memory/connections=1500000", Bytes: 256},
 	{Case: "memory/connections=10000000", Bytes: 256},
 	{Case: "collect/connections=1000000", Base: "collect/connections=1000", Time: 1.5},
 	{Case: "collect/connections=10000000", Base: "collect/connections=1000", Time: 1.5},

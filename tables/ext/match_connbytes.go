@@ -104,10 +104,10 @@ var matchConnBytes = &tables.Match{
 			}
 			var packets, bytes uint64
 			if dir != 1 {
-				packets, bytes = e.Counters(conntrack.Original)
+				packets, bytes = c.CT.Table().Counters(p.Ct, conntrack.Original)
 			}
 			if dir != 0 {
-				n, k := e.Counters(conntrack.Reply)
+				n, k := c.CT.Table().Counters(p.Ct, conntrack.Reply)
 				packets, bytes = packets+n, bytes+k
 			}
 			n := packets

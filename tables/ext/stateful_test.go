@@ -441,7 +441,7 @@ func TestSecmarks(t *testing.T) {
 	p := packettest.New(t, "udp 10.0.0.2:5000 > 9.9.9.9:53")
 	ct := b.track(p)
 	load(packet.IPv4, "-j CONNSECMARK --save")(p)
-	if ct.SecMark() != 0 {
+	if b.ct.SecMark(ct) != 0 {
 		t.Error("saved a label that is not there")
 	}
 	load(packet.IPv4, "-j CONNSECMARK --restore")(p)
@@ -454,13 +454,13 @@ func TestSecmarks(t *testing.T) {
 	}
 	dns := p.SecMark
 	load(packet.IPv4, "-j CONNSECMARK --save")(p)
-	if ct.SecMark() != dns {
+	if b.ct.SecMark(ct) != dns {
 		t.Error("not saved")
 	}
 	load(packet.IPv4, "-j SECMARK --selctx other")(p)
 	load(packet.IPv4, "-j CONNSECMARK --save")(p)
 	load(packet.IPv4, "-j CONNSECMARK --restore")(p)
-	if ct.SecMark() != dns || packet.SecLabelText(p.SecMark) != "other" {
+	if b.ct.SecMark(ct) != dns || packet.SecLabelText(p.SecMark) != "other" {
 		t.Error("a label that was there has been replaced")
 	}
 	p.SecMark = 0

@@ -28,10 +28,10 @@ var targetCONNSECMARK = &tables.Target{
 			e := c.Entry(p)
 			switch {
 			case e == nil:
-			case save && p.SecMark != 0 && e.SecMark() == 0:
-				e.SetSecMark(p.SecMark)
+			case save && p.SecMark != 0 && c.CT.Table().SecMark(e) == 0:
+				c.CT.Table().SetSecMark(e, p.SecMark)
 			case !save && p.SecMark == 0:
-				p.SecMark = e.SecMark()
+				p.SecMark = c.CT.Table().SecMark(e)
 			}
 			return tables.Continue
 		}, nil
