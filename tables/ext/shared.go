@@ -6,7 +6,9 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"weak"
 
+	"sluice/conntrack"
 	"sluice/tables"
 )
 
@@ -33,9 +35,10 @@ type shared[T any] struct {
 }
 
 // sharedKey is a name within a router. Linux keeps names apart by network
-// namespace; a router has one connection table, which stands for it here.
+// namespace; a router has one connection table, which stands for it here. The
+// pointer is weak: a router that is given up is not held by its rules' names.
 type sharedKey struct {
-	router any
+	router any   // weak.Pointer
 	family uint8 // 0: both families share
 	name   string
 }
@@ -51,9 +54,9 @@ type hold[T any] struct{ state *T }
 // take gives the rule that is being compiled its hold on a named item. add is called with the item that
 // is there, or nil, and returns what is to be there; it runs under the lock.
 func (s *shared[T]) take(rule *tables.Rule, env *tables.Env, family uint8, name string, add func(*T) (*T, error)) (*hold[T], error) {
-	key := sharedKey{env, family, name}
+	key := sharedKey{weak.Make(env), family, name}
 	if env.CT != nil {
-		key.router = env.CT
+		key.router = weak.Make(env.CT)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -89,11 +92,11 @@ func (s *shared[T]) take(rule *tables.Rule, env *tables.Env, family uint8, name 
 }
 
 // each calls f with the items of the router that ct belongs to.
-func (s *shared[T]) each(ct any, f func(*T)) {
+func (s *shared[T]) each(ct *conntrack.Table, f func(*T)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for k, it := range s.items {
-		if k.router == ct {
+		if k.router == weak.Make(ct) {
 			f(it.state)
 		}
 	}

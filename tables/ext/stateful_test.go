@@ -9,7 +9,9 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"weak"
 
+	"sluice/conntrack"
 	"sluice/hooks"
 	"sluice/packet"
 	"sluice/packet/packettest"
@@ -173,12 +175,12 @@ func TestRecentIsShared(t *testing.T) {
 	runtime.KeepAlive(e6)
 }
 
-func users[T any](s *shared[T], router any, name string) int {
+func users[T any](s *shared[T], router *conntrack.Table, name string) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n := 0
 	for k, it := range s.items {
-		if k.router == router && k.name == name {
+		if k.router == weak.Make(router) && k.name == name {
 			n += it.users
 		}
 	}
