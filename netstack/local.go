@@ -51,7 +51,7 @@ type Local struct {
 	opt   LocalOptions
 	stack *stack.Stack
 	link  *localLink
-	rings []*ring
+	rings []*ring[arrival]
 	done  chan struct{}
 	wg    sync.WaitGroup
 
@@ -82,7 +82,7 @@ type Local struct {
 // goroutine, and not while the caller holds a lock that Deliver's caller needs.
 type LocalOptions struct {
 	Workers  int // packet workers; each has a ring of its own
-	RingSize int // bytes of each such ring; 0: 4 MiB
+	RingSize int // bytes that each such ring holds; 0: 16 MiB
 	Output   LocalOutput
 
 	// Source is the address that the routing tables choose for packets to
@@ -191,7 +191,7 @@ func NewLocal(opt LocalOptions) (*Local, error) {
 	}
 	for i := range opt.Workers {
 		wake := make(chan struct{}, 1)
-		r := newRing(opt.RingSize, func() {
+		r := newRing[arrival](opt.RingSize, func() {
 			select {
 			case wake <- struct{}{}:
 			default:

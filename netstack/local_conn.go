@@ -4,11 +4,13 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -234,11 +236,72 @@ func (s *listener) Addr() net.Addr {
 	return net.TCPAddrFromAddrPort(addrPort(a))
 }
 
-// tcpConn is gonet's connection, plus forgetting its owner.
+// tcpConn is gonet's connection, plus forgetting its owner, and copying by as much
+// as there is.
 type tcpConn struct {
 	*gonet.TCPConn
 	local *Local
 	ep    tcpip.Endpoint
+	until atomic.Int64 // read deadline, Unix nanoseconds; 0: none
+}
+
+// copyBuffer is what WriteTo reads at once, bytes: several super-packets.
+const copyBuffer = 256 << 10
+
+// SetDeadline implements net.Conn.
+func (c *tcpConn) SetDeadline(t time.Time) error {
+	c.setUntil(t)
+	return c.TCPConn.SetDeadline(t)
+}
+
+// SetReadDeadline implements net.Conn.
+func (c *tcpConn) SetReadDeadline(t time.Time) error {
+	c.setUntil(t)
+	return c.TCPConn.SetReadDeadline(t)
+}
+
+func (c *tcpConn) setUntil(t time.Time) {
+	if t.IsZero() {
+		c.until.Store(0)
+	} else {
+		c.until.Store(t.UnixNano())
+	}
+}
+
+// WriteTo implements io.WriterTo, which io.Copy uses. What is thrown away is not
+// copied before.
+func (c *tcpConn) WriteTo(to io.Writer) (total int64, err error) {
+	var buf []byte
+	for {
+		for to == io.Discard {
+			if until := c.until.Load(); until != 0 && time.Now().UnixNano() >= until {
+				break
+			}
+			res, terr := c.ep.Read(to, tcpip.ReadOptions{})
+			if terr != nil || res.Count == 0 {
+				break
+			}
+			c.ep.ModerateRecvBuf(res.Count)
+			total += int64(res.Count)
+		}
+		if buf == nil {
+			buf = make([]byte, copyBuffer)
+		}
+		n, rerr := c.Read(buf)
+		if n > 0 {
+			m, werr := to.Write(buf[:n])
+			total += int64(m)
+			if werr != nil {
+				return total, werr
+			}
+		}
+		if rerr == io.EOF {
+			return total, nil
+		}
+		if rerr != nil {
+			return total, rerr
+		}
+	}
 }
 
 func (c *tcpConn) Close() error {

@@ -5,6 +5,8 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"gvisor.dev/gvisor/pkg/buffer"
+
 	"sluice/packet"
 )
 
@@ -108,7 +110,7 @@ func FuzzLocal(f *testing.F) {
 		if p.Flags&packet.Fragment != 0 || udp6NoChecksum(p) {
 			return
 		}
-		l.accept(0, p.Bytes(), &record{proto: p.Proto, l4: p.L4})
+		l.accept(0, arrival{view: buffer.NewViewWithData(p.Bytes()), proto: p.Proto, l4: p.L4})
 		if b := bad.Swap(nil); b != nil {
 			t.Fatalf("answer: % x", *b)
 		}

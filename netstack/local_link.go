@@ -17,10 +17,19 @@ import (
 	"sluice/packet"
 )
 
+// arrival is a packet on its way to gVisor, in memory of gVisor's.
+type arrival struct {
+	view    *buffer.View
+	proto   uint8
+	unicast bool // to the router alone, not by broadcast or multicast
+	l4      uint16
+	socket  uint32 // the one that TPROXY chose; 0: none
+}
+
 // Deliver takes a whole packet for one of the router's addresses, INPUT passed,
-// and copies it into the ring of worker p.Worker, whose goroutine is the caller.
-// p stays the caller's. It neither blocks nor allocates. False: the packet is
-// lost, p.Reason says why.
+// and puts a copy into the ring of worker p.Worker, whose goroutine is the
+// caller. p stays the caller's. It does not block, and what it allocates comes
+// from gVisor's pools. False: the packet is lost, p.Reason says why.
 func (l *Local) Deliver(p *packet.Packet) bool {
 	if p.Flags&packet.Fragment != 0 {
 		p.Reason = ReasonLocalFragment
@@ -33,16 +42,14 @@ func (l *Local) Deliver(p *packet.Packet) bool {
 	}
 	n := p.Len()
 	r := l.rings[p.Worker]
-	b := r.reserve(n)
-	if b == nil {
+	if !r.room(n) {
 		p.Reason = ReasonLocalFull
 		return false
 	}
-	copy(b, p.Bytes())
-	r.commit(n, &record{
-		proto: p.Proto, l4: p.L4, socket: p.Socket,
+	r.put(arrival{
+		view: buffer.NewViewWithData(p.Bytes()), proto: p.Proto, l4: p.L4, socket: p.Socket,
 		unicast: p.Route.Type == uint8(RouteLocal) || p.Route.Type == uint8(RouteAnycast),
-	})
+	}, n)
 	l.stats.delivered[p.Worker].Add(1)
 	return true
 }
@@ -73,12 +80,11 @@ func udp6NoChecksum(p *packet.Packet) bool {
 }
 
 // inject hands what worker i delivered to gVisor, in order.
-func (l *Local) inject(i int, r *ring, wake <-chan struct{}) {
+func (l *Local) inject(i int, r *ring[arrival], wake <-chan struct{}) {
 	defer l.wg.Done()
-	var rec record
 	for {
-		b := r.peek(&rec)
-		if b == nil {
+		a := r.peek()
+		if a == nil {
 			if r.arm() {
 				select {
 				case <-wake:
@@ -93,14 +99,18 @@ func (l *Local) inject(i int, r *ring, wake <-chan struct{}) {
 			return
 		default:
 		}
-		l.accept(i, b, &rec)
-		r.release(len(b))
+		n := a.view.Size()
+		l.accept(i, *a)
+		r.release(n)
 	}
 }
 
 // accept gives one packet of worker i to gVisor, or ignores what no socket of a router
 // without link layer has to do with.
-func (l *Local) accept(i int, b []byte, rec *record) {
+func (l *Local) accept(i int, a arrival) {
+	b := a.view.AsSlice()
+	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithView(a.view)})
+	defer pkt.DecRef() // last of all: then b may be another packet's
 	d := l.link.dispatcher
 	if d == nil || len(b) < header.IPv4MinimumSize {
 		return
@@ -118,12 +128,12 @@ func (l *Local) accept(i int, b []byte, rec *record) {
 	// To a broadcast or multicast address only UDP is meant for anyone here:
 	// net.ipv4.icmp_echo_ignore_broadcasts is 1, and TCP has no such peers.
 	own := l.mayHave(dst)
-	if rec.proto != packet.ProtoUDP && !own && !rec.unicast {
+	if a.proto != packet.ProtoUDP && !own && !a.unicast {
 		l.stats.ignored.Add(1)
 		return
 	}
-	l4 := b[min(int(rec.l4), len(b)):]
-	switch rec.proto {
+	l4 := b[min(int(a.l4), len(b)):]
+	switch a.proto {
 	case packet.ProtoICMPv6:
 		// Neighbour and router discovery (133-137), multicast listeners (130-132, 143).
 		if len(l4) > 0 && (l4[0] >= 130 && l4[0] <= 137 || l4[0] == 143) {
@@ -137,20 +147,16 @@ func (l *Local) accept(i int, b []byte, rec *record) {
 		l.answer(i, b)
 		defer l.answer(i, nil)
 	}
-	if rec.proto == packet.ProtoICMP && own && !l.IsOwn(dst) && l.echo(b, l4) {
+	if a.proto == packet.ProtoICMP && own && !l.IsOwn(dst) && l.echo(b, l4) {
 		return
 	}
-	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{
-		Payload: buffer.MakeWithView(buffer.NewViewWithData(b)),
-	})
-	defer pkt.DecRef()
-	if (!own || rec.socket != 0) && (rec.proto == packet.ProtoTCP || rec.proto == packet.ProtoUDP) && len(l4) >= header.UDPMinimumSize {
+	if (!own || a.socket != 0) && (a.proto == packet.ProtoTCP || a.proto == packet.ProtoUDP) && len(l4) >= header.UDPMinimumSize {
 		k := SockKey{
-			Proto:  rec.proto,
+			Proto:  a.proto,
 			Local:  netip.AddrPortFrom(dst, binary.BigEndian.Uint16(l4[2:])),
 			Remote: netip.AddrPortFrom(src, binary.BigEndian.Uint16(l4)),
 		}
-		if l.steer(pkt, &k, rec.socket, own, l4) {
+		if l.steer(pkt, &k, a.socket, own, l4) {
 			return
 		}
 	}
@@ -259,7 +265,7 @@ func (k *localLink) Attach(d stack.NetworkDispatcher) {
 func (k *localLink) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
 	list := pkts.AsSlice()
 	for _, pkt := range list {
-		o := Outgoing{Len: pkt.Size(), views: pkt.AsSlices()}
+		o := Outgoing{Len: pkt.Size(), views: pkt.AsSlices(), pkt: pkt}
 		if w := pkt.Owner; w != nil {
 			o.Owner, o.HasOwner = Owner{UID: w.KUID(), GID: w.KGID()}, true
 			if s, ok := w.(*sock); ok {
@@ -312,7 +318,7 @@ func (l *Local) send(o *Outgoing) {
 		if !l.finish(b, proto, off, o.HasOwner) {
 			return
 		}
-		o.views, head = [][]byte{b}, b
+		o.views, o.pkt, head = [][]byte{b}, nil, b
 	}
 	if !l.mayLeave(o, head, proto, off) {
 		return

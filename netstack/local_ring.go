@@ -1,167 +1,93 @@
 package netstack
 
 import (
-	"encoding/binary"
 	"math/bits"
 	"sync"
 	"sync/atomic"
 
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+
 	"sluice/packet"
 )
 
-// defaultRing is the size of a ring in bytes: what a few full TCP windows need.
-const defaultRing = 4 << 20
+// defaultRing is how many bytes a ring holds: what a few full TCP windows need.
+const defaultRing = 16 << 20
 
 // A ring carries packets of any length from one producer to one consumer
-// without a lock, a channel or an allocation. Its memory is bytes, not slots,
-// so that sixty-four super-packets fit where fifty thousand acknowledgements
-// do. A record is a header and the packet, 8-byte aligned, never wrapped: one
-// that does not fit before the end is preceded by a record that says "skip".
-type ring struct {
-	buf  []byte
-	size uint64 // a power of two
+// without a lock, a channel or an allocation. It is bounded by the bytes that
+// the packets hold, so that sixty-four super-packets fit where thousands of
+// acknowledgements do, and by their number.
+type ring[T any] struct {
+	slots []T // as many as a power of two
+	limit int64
 
 	_    [64]byte
 	head atomic.Uint64 // consumer's position; grows for ever
 	_    [56]byte
 	tail atomic.Uint64 // producer's position
-	seen uint64        // producer's last look at head
-	_    [48]byte
+	_    [56]byte
+	held atomic.Int64 // bytes
 
 	asleep atomic.Bool   // the consumer waits to be woken
-	drops  atomic.Uint64 // records that found no room
+	drops  atomic.Uint64 // packets that found no room
 	wake   func()        // called by the producer, only when asleep was set
 }
 
 const (
-	recHeader = 32
-	recSkip   = ^uint32(0)
-
-	recHasOwner  = 1 << 0
-	recNeedsCsum = 1 << 1
-	recUnicast   = 1 << 2
+	overhead  = 64   // bytes that a packet counts beside its own
+	slotBytes = 1024 // of a ring's size, for each slot
 )
 
-// record is what travels beside the bytes.
-type record struct {
-	owner    Owner
-	hasOwner bool
-	unicast  bool   // to the router alone, not by broadcast or multicast
-	mark     uint32 // from a socket
-	socket   uint32 // to a socket: the one that TPROXY chose; it shares mark's place
-	proto    uint8
-	l4       uint16
-	gso      packet.GSO
-}
-
-func newRing(size int, wake func()) *ring {
+func newRing[T any](size int, wake func()) *ring[T] {
 	if size <= 0 {
 		size = defaultRing
 	}
-	if size < 4*packet.MaxLen {
-		size = 4 * packet.MaxLen // any packet must fit, also after a skip
-	}
-	n := uint64(1) << bits.Len64(uint64(size-1))
-	return &ring{buf: make([]byte, n), size: n, wake: wake}
+	size = 1 << bits.Len(uint(max(size, 4*packet.MaxLen)-1)) // any packet must fit
+	return &ring[T]{slots: make([]T, size/slotBytes), limit: int64(size), wake: wake}
 }
 
-func recLen(n int) uint64 { return uint64(recHeader+n+7) &^ 7 }
-
-// reserve gives n bytes to fill, or nil (and counts a drop) where there is no room.
-func (r *ring) reserve(n int) []byte {
-	need, tail := recLen(n), r.tail.Load()
-	off := tail & (r.size - 1)
-	total := need
-	if rest := r.size - off; rest < need {
-		total += rest
+// room says whether a packet of n bytes fits, and counts a drop where it does not.
+func (r *ring[T]) room(n int) bool {
+	if r.tail.Load()-r.head.Load() < uint64(len(r.slots)) && r.held.Load()+int64(n+overhead) <= r.limit {
+		return true
 	}
-	if r.size-(tail-r.seen) < total {
-		if r.seen = r.head.Load(); r.size-(tail-r.seen) < total {
-			r.drops.Add(1)
-			return nil
-		}
-	}
-	if total != need {
-		binary.LittleEndian.PutUint32(r.buf[off:], recSkip)
-		off = 0
-	}
-	return r.buf[off+recHeader : off+recHeader+uint64(n)]
+	r.drops.Add(1)
+	return false
 }
 
-// commit publishes what the last reserve gave, and wakes the consumer if it sleeps.
-func (r *ring) commit(n int, rec *record) {
-	need, tail := recLen(n), r.tail.Load()
-	off := tail & (r.size - 1)
-	if rest := r.size - off; rest < need {
-		tail, off = tail+rest, 0
-	}
-	h := r.buf[off : off+recHeader]
-	le := binary.LittleEndian
-	le.PutUint32(h, uint32(n))
-	le.PutUint32(h[4:], rec.owner.UID)
-	le.PutUint32(h[8:], rec.owner.GID)
-	le.PutUint16(h[12:], rec.l4)
-	h[14] = rec.proto
-	h[15] = 0
-	if rec.hasOwner {
-		h[15] |= recHasOwner
-	}
-	if rec.gso.NeedsCsum {
-		h[15] |= recNeedsCsum
-	}
-	if rec.unicast {
-		h[15] |= recUnicast
-	}
-	h[16] = rec.gso.Type
-	le.PutUint32(h[28:], rec.mark|rec.socket)
-	le.PutUint16(h[18:], rec.gso.HdrLen)
-	le.PutUint16(h[20:], rec.gso.Size)
-	le.PutUint16(h[22:], rec.gso.CsumStart)
-	le.PutUint16(h[24:], rec.gso.CsumOffset)
-	r.tail.Store(tail + need)
+// put adds a packet of n bytes, for which there was room, and wakes the consumer if it sleeps.
+func (r *ring[T]) put(x T, n int) {
+	tail := r.tail.Load()
+	r.slots[tail&uint64(len(r.slots)-1)] = x
+	r.held.Add(int64(n + overhead))
+	r.tail.Store(tail + 1)
 	if r.asleep.Load() && r.asleep.CompareAndSwap(true, false) && r.wake != nil {
 		r.wake()
 	}
 }
 
-// peek gives the oldest packet and fills rec; nil if there is none. The bytes
-// are the consumer's until release.
-func (r *ring) peek(rec *record) []byte {
-	for {
-		head := r.head.Load()
-		if head == r.tail.Load() {
-			return nil
-		}
-		off := head & (r.size - 1)
-		h := r.buf[off:]
-		le := binary.LittleEndian
-		n := le.Uint32(h)
-		if n == recSkip {
-			r.head.Store(head + r.size - off)
-			continue
-		}
-		rec.owner = Owner{UID: le.Uint32(h[4:]), GID: le.Uint32(h[8:])}
-		rec.hasOwner = h[15]&recHasOwner != 0
-		rec.unicast = h[15]&recUnicast != 0
-		rec.mark = le.Uint32(h[28:])
-		rec.socket = rec.mark
-		rec.l4, rec.proto = le.Uint16(h[12:]), h[14]
-		rec.gso = packet.GSO{
-			Type: h[16], NeedsCsum: h[15]&recNeedsCsum != 0,
-			HdrLen: le.Uint16(h[18:]), Size: le.Uint16(h[20:]),
-			CsumStart: le.Uint16(h[22:]), CsumOffset: le.Uint16(h[24:]),
-		}
-		return h[recHeader : recHeader+n]
+// peek gives the oldest packet; nil if there is none. It is the consumer's until release.
+func (r *ring[T]) peek() *T {
+	head := r.head.Load()
+	if head == r.tail.Load() {
+		return nil
 	}
+	return &r.slots[head&uint64(len(r.slots)-1)]
 }
 
-// release gives the space of n bytes (the last peek's) back to the producer.
-func (r *ring) release(n int) { r.head.Store(r.head.Load() + recLen(n)) }
+// release gives the place of the last peek's packet, of n bytes, back to the producer.
+func (r *ring[T]) release(n int) {
+	head := r.head.Load()
+	var none T
+	r.slots[head&uint64(len(r.slots)-1)] = none
+	r.held.Add(-int64(n + overhead))
+	r.head.Store(head + 1)
+}
 
-func (r *ring) empty() bool { return r.head.Load() == r.tail.Load() }
+func (r *ring[T]) empty() bool { return r.head.Load() == r.tail.Load() }
 
 // arm says that the consumer is about to sleep; false: it must not, there is work.
-func (r *ring) arm() bool {
+func (r *ring[T]) arm() bool {
 	r.asleep.Store(true)
 	if r.empty() {
 		return true
@@ -170,18 +96,19 @@ func (r *ring) arm() bool {
 	return false
 }
 
-// Outgoing is one packet on its way from a local socket to the router. It is
-// valid only during the call that hands it over.
+// Outgoing is one packet on its way from a local socket to the router. Its
+// bytes stay as they are; whoever takes it calls done in the end.
 type Outgoing struct {
 	Len      int        // bytes, network header first
 	Owner    Owner      // of the socket
 	HasOwner bool       // false: no socket sends this (RST for a closed port, ICMP)
 	GSO      packet.GSO // a TCP super-packet, or a partial checksum
-	Mark     uint32     // of the socket
 	Hash     uint32     // the same for both directions of a flow
+	Mark     uint32     // of the socket
 
 	foreign bool // the socket may have any address
 	views   [][]byte
+	pkt     *stack.PacketBuffer // whose the views are; nil: nobody else's
 }
 
 // CopyTo copies the packet into b, which holds Len bytes or more.
@@ -193,22 +120,28 @@ func (o *Outgoing) CopyTo(b []byte) int {
 	return n
 }
 
+func (o *Outgoing) done() {
+	if o.pkt != nil {
+		o.pkt.DecRef()
+	}
+}
+
 // LocalOutput takes what the local sockets send. Output may be called from any
-// goroutine, copies what it keeps and never blocks; false: the packet is lost
-// (and counted by the one who lost it).
+// goroutine and never blocks; false: the packet is lost (and counted by the one
+// who lost it), and not taken.
 type LocalOutput interface {
 	Output(o *Outgoing) bool
 }
 
 // LocalRings is the LocalOutput of a router: one bounded ring per worker, a
-// flow always in the same one. The senders share a mutex per ring, held for the
-// copy; workers take none.
+// flow always in the same one. The senders share a mutex per ring; workers take
+// none.
 type LocalRings struct {
-	rings []*ring
+	rings []*ring[Outgoing]
 	mu    []sync.Mutex
 }
 
-// NewLocalRings makes rings of size bytes (0: 4 MiB) for so many workers. wake
+// NewLocalRings makes rings of size bytes (0: 16 MiB) for so many workers. wake
 // is called when a packet is put into the ring of a worker that has armed it.
 func NewLocalRings(workers, size int, wake func(worker int)) *LocalRings {
 	l := &LocalRings{mu: make([]sync.Mutex, workers)}
@@ -217,7 +150,7 @@ func NewLocalRings(workers, size int, wake func(worker int)) *LocalRings {
 		if wake != nil {
 			w = func() { wake(i) }
 		}
-		l.rings = append(l.rings, newRing(size, w))
+		l.rings = append(l.rings, newRing[Outgoing](size, w))
 	}
 	return l
 }
@@ -228,12 +161,13 @@ func (l *LocalRings) Output(o *Outgoing) bool {
 	r := l.rings[i]
 	l.mu[i].Lock()
 	defer l.mu[i].Unlock()
-	b := r.reserve(o.Len)
-	if b == nil {
+	if !r.room(o.Len) {
 		return false
 	}
-	o.CopyTo(b)
-	r.commit(o.Len, &record{owner: o.Owner, hasOwner: o.HasOwner, mark: o.Mark, gso: o.GSO})
+	if o.pkt != nil {
+		o.pkt.IncRef()
+	}
+	r.put(*o, o.Len)
 	return true
 }
 
@@ -242,26 +176,28 @@ func (l *LocalRings) Output(o *Outgoing) bool {
 // that worker calls it; it neither locks nor allocates.
 func (l *LocalRings) Get(worker int, p *packet.Packet) bool {
 	r := l.rings[worker]
-	var rec record
 	for {
-		b := r.peek(&rec)
-		if b == nil {
+		o := r.peek()
+		if o == nil {
 			return false
 		}
-		p.SetBytes(b)
-		r.release(len(b))
-		p.GSO = rec.gso
-		p.Worker, p.Mark = uint16(worker), rec.mark
+		p.Reset()
+		p.End = p.Off + o.CopyTo(p.Buf[p.Off:p.Off+packet.MaxLen])
+		p.GSO = o.GSO
+		p.Worker, p.Mark = uint16(worker), o.Mark
+		owner, hasOwner := o.Owner, o.HasOwner
+		o.done()
+		r.release(o.Len)
 		p.Flags = packet.Local | packet.L4ChecksumOK // before Parse, which lets a local packet have ::1
 		if p.Parse() != 0 {
 			continue // the stack makes no such packet
 		}
-		if !rec.hasOwner && (p.Family == packet.IPv4 || p.Proto == packet.ProtoICMPv6) {
+		if !hasOwner && (p.Family == packet.IPv4 || p.Proto == packet.ProtoICMPv6) {
 			p.Flags |= packet.SystemSocket
 		}
-		if rec.hasOwner {
+		if hasOwner {
 			p.Flags |= packet.HasOwner
-			p.UID, p.GID = rec.owner.UID, rec.owner.GID
+			p.UID, p.GID = owner.UID, owner.GID
 		}
 		return true
 	}

@@ -920,3 +920,50 @@ func TestTunables(t *testing.T) {
 		t.Errorf("%d packets with another TTL or port", n)
 	}
 }
+
+// TestCopy: io.Copy from a connection gives all of it, whether it is kept or
+// thrown away, and heeds the read deadline.
+func TestCopy(t *testing.T) {
+	w := newWire(t, nil, twoHosts...)
+	ln, err := w.hosts[1].Listen("tcp", ap("10.0.0.2:7"), Owner{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	want := make([]byte, 3<<20)
+	for i := range want {
+		want[i] = byte(i ^ i>>8 ^ i>>16)
+	}
+	for name, to := range map[string]io.Writer{"kept": &bytes.Buffer{}, "thrown away": io.Discard} {
+		out := dial(t, w.hosts[0], "tcp", "10.0.0.2:7", Owner{})
+		in, err := ln.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			out.Write(want)
+			out.(interface{ CloseWrite() error }).CloseWrite()
+		}()
+		n, err := io.Copy(to, in)
+		if err != nil || n != int64(len(want)) {
+			t.Errorf("%s: %d bytes, %v", name, n, err)
+		}
+		if b, ok := to.(*bytes.Buffer); ok && !bytes.Equal(b.Bytes(), want) {
+			t.Errorf("%s: the bytes are others", name)
+		}
+		in.Close()
+		out.Close()
+		out = dial(t, w.hosts[0], "tcp", "10.0.0.2:7", Owner{})
+		if in, err = ln.Accept(); err != nil {
+			t.Fatal(err)
+		}
+		in.SetReadDeadline(time.Now().Add(-time.Second))
+		out.Write(want[:1000])
+		var timeout net.Error
+		if n, err := io.Copy(to, in); !errors.As(err, &timeout) || !timeout.Timeout() || n != 0 {
+			t.Errorf("%s, behind the deadline: %d bytes, %v", name, n, err)
+		}
+		in.Close()
+		out.Close()
+	}
+}
