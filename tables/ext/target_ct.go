@@ -148,15 +148,15 @@ var targetCT = &tables.Target{
 	List:    func(a *tables.Args, _ bool) string { return " CT" + ctText(a, "") },
 	Depends: tables.DependsMark,
 	Compile: func(a *tables.Args, env *tables.Env) (tables.TargetFunc, error) {
+		if a.Has("notrack") { // then Linux looks at nothing else
+			return notrack, nil
+		}
 		helper, timeout := a.Str("helper"), a.Str("timeout")
 		if helper != "" && (a.Proto == 0 || a.ProtoNot) {
 			return nil, tables.Refuse(syscall.ENOENT, "CT --helper needs a transport protocol given with -p, without \"!\"")
 		}
 		if timeout != "" && (a.Proto == 0 || a.ProtoNot) {
 			return nil, tables.Refuse(syscall.EINVAL, "CT --timeout needs a transport protocol given with -p, without \"!\"")
-		}
-		if a.Has("notrack") {
-			return notrack, nil
 		}
 		z := ctZone(a)
 		tm := conntrack.Template{
