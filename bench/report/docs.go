@@ -7,7 +7,7 @@ import (
 
 // Fill puts the report's tables into a Markdown text: what stands between the
 // lines <!-- bench:NAME --> and <!-- bench:end --> is made anew. NAME is headline
-// (the paths end to end), goals or memory.
+// (the paths end to end), rootless, goals or memory.
 func (r *Report) Fill(text string) (string, error) {
 	const begin, mark, end = "<!-- bench:", " -->\n", "<!-- bench:end -->"
 	var out strings.Builder
@@ -39,8 +39,11 @@ func (r *Report) Fill(text string) (string, error) {
 }
 
 func (r *Report) roundsOf(block string) int {
-	if block == "memory" {
+	switch block {
+	case "memory":
 		return r.MemoryRounds()
+	case "rootless":
+		return r.Of("uplink", "tcp1").Summary().N
 	}
 	return r.Rounds()
 }
@@ -50,6 +53,8 @@ func (r *Report) block(name string) ([][]string, error) {
 	switch name {
 	case "headline":
 		return r.headline(), nil
+	case "rootless":
+		return r.rootless(), nil
 	case "goals":
 		return r.goalTable().Cells, nil
 	case "memory":

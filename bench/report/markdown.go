@@ -20,7 +20,7 @@ var headlines = []struct{ metric, title string }{
 }
 
 // headline is the table of it. The ways to the host's network without privilege,
-// which alone are measured inwards, have other tables.
+// which alone are measured inwards, have a table of their own.
 func (r *Report) headline() [][]string {
 	cells := [][]string{{""}}
 	var names []string
@@ -36,6 +36,24 @@ func (r *Report) headline() [][]string {
 		row := []string{Title(n)}
 		for _, h := range headlines {
 			row = append(row, number(r.Of(n, h.metric).Summary().Median, MetricOf(h.metric).Digits))
+		}
+		cells = append(cells, row)
+	}
+	return cells
+}
+
+// rootless is the table of the ways to the host's network without privilege.
+func (r *Report) rootless() [][]string {
+	names := r.Paths("tcp1in")
+	cells := [][]string{{""}}
+	for _, n := range names {
+		cells[0] = append(cells[0], Title(n))
+	}
+	for _, m := range []string{"tcp1", "tcp8", "tcp1in", "tcp8in", "rr", "conn", "start", "memory"} {
+		of := MetricOf(m)
+		row := []string{of.Title + ", " + of.Unit}
+		for _, n := range names {
+			row = append(row, number(r.Of(n, m).Summary().Median, of.Digits))
 		}
 		cells = append(cells, row)
 	}

@@ -125,12 +125,13 @@ func TestNumber(t *testing.T) {
 func TestFill(t *testing.T) {
 	r := sample()
 	r.Add("sluice", "udp64", 0, 0, 123456)
-	text := "before\n<!-- bench:goals -->\nold\n<!-- bench:end -->\nbetween\n<!-- bench:headline -->\n<!-- bench:end -->\nafter\n"
+	r.Add("uplink", "tcp1in", 0, 0, 7.25)
+	text := "before\n<!-- bench:rootless -->\n<!-- bench:end -->\n<!-- bench:goals -->\nold\n<!-- bench:end -->\nbetween\n<!-- bench:headline -->\n<!-- bench:end -->\nafter\n"
 	got, err := r.Fill(text)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"before\n<!-- bench:goals -->\n", "≥ 0.95 × bare copy loop", "<!-- bench:end -->\nbetween\n", "| 123,456 |", "<!-- bench:end -->\nafter\n"} {
+	for _, want := range []string{"before\n<!-- bench:rootless -->\n", "| TCP inwards, 1 flow, Gbit/s | 7.25 |", "≥ 0.95 × bare copy loop", "<!-- bench:end -->\nbetween\n", "| 123,456 |", "<!-- bench:end -->\nafter\n"} {
 		if !strings.Contains(got, want) {
 			t.Errorf("%q is not in\n%s", want, got)
 		}
