@@ -281,12 +281,13 @@ func (h *hashSet) search(k key, now int64, hit func(x *extra) bool) (value, bool
 		}
 		if !last {
 			at := w
-			if v, found := h.find(&w); found && ok(v) {
-				return v, true
-			}
-			if h.beside != nil {
-				// As in Linux, a network that is there with other interfaces hides the
-				// larger ones around it.
+			if v, found := h.find(&w); found {
+				if ok(v) {
+					return v, true
+				}
+			} else if h.beside != nil {
+				// As in Linux, a network that is there with other interfaces alone hides
+				// the larger ones around it.
 				if _, there := h.beside.find(at.network()); there {
 					return value{}, false
 				}
