@@ -34,6 +34,9 @@ var allowances = []allowance{
 	{row: "`eui64` in `-L`", is: func(c *textCase, ours, real outcome) bool {
 		return c.uses("eui64") && c.uses("QUEUE") && lineEnd.ReplaceAllString(real.printed, "") == lineEnd.ReplaceAllString(ours.printed, "")
 	}},
+	{row: "name of `CT --timeout`", is: func(c *textCase, ours, real outcome) bool {
+		return c.uses("CT") && real.refused == "" && ours.refused == "" && cutPolicy.ReplaceAllString(ours.printed, "$1") == real.printed
+	}},
 	{row: "RATEEST's times", is: func(c *textCase, ours, real outcome) bool {
 		return c.uses("RATEEST") && !usage(real) && strings.Contains(ours.refused, "RATEEST: ewmalog value is out of range")
 	}},
@@ -54,7 +57,7 @@ var allowances = []allowance{
 		return real.refused == "" && (quotes && withoutQuotes(ours.printed) == withoutQuotes(real.printed) || c.uses("osf") && strings.Contains(ours.refused, "names no system"))
 	}},
 	{row: "prefix of `NFLOG` above 63 bytes", is: func(c *textCase, ours, real outcome) bool {
-		return c.uses("NFLOG") && longPrefix.ReplaceAllString(real.printed, "$1") == ours.printed
+		return c.uses("NFLOG") && longPrefix.ReplaceAllString(real.printed, "$1$2") == ours.printed
 	}},
 	{row: "labels with blanks", is: func(c *textCase, ours, real outcome) bool {
 		return c.uses("IDLETIMER") && withoutQuotes(ours.printed) == withoutQuotes(real.printed)
@@ -134,7 +137,8 @@ var (
 	above32      = regexp.MustCompile(`^ *\+?(0[xX][\da-fA-F]{2,}|0\d{2,}|3[3-9]|[4-9]\d|[1-9]\d{2,})`)
 	noPrefix     = regexp.MustCompile(` (--)?(src|dst)-pfx ::/\d+`)
 	allDays      = regexp.MustCompile(` --monthdays 1,2,.*,30,31\b| on 1st,2nd,.*,30th,31st\b|( --weekdays| on) Mon,Tue,Wed,Thu,Fri,Sat,Sun\b`)
-	longPrefix   = regexp.MustCompile(`(nflog-prefix \S{63})\S+`)
+	longPrefix   = regexp.MustCompile(`(nflog-prefix (?:"[^"\n]{63}|[^"\s]{63}))[^"\n]*?("|\s|$)`)
+	cutPolicy    = regexp.MustCompile(`(timeout \S{4})\S*`)
 	lineEnd      = regexp.MustCompile(`(?m) *(eui64 )?$`)
 	letters      = regexp.MustCompile(`\d+.*[a-zA-Z]`)
 	everything   = regexp.MustCompile(` (! )?--[a-z]+ 0:(65535|4294967295)\b| [a-z]+:!?0:(65535|4294967295)\b`)
