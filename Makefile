@@ -18,7 +18,7 @@ test: build deps ## every test; ends with the counts, skips with their reasons
 	@$(GO) test -timeout 20m -json ./... | $(GO) run ./internal/testreport
 
 SEED ?= 1
-CASES ?= 20000
+CASES ?= 10000
 LAYER ?= all
 conformance: deps ## sluice held against this machine's Linux: SEED= CASES= LAYER=text,packets,rulesets
 	@cd internal/conformance && $(GO) test -count=1 -timeout 0 -args -long -seed=$(SEED) -cases=$(CASES) -layer=$(LAYER)

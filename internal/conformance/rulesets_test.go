@@ -199,7 +199,7 @@ func TestRulesetPackets(t *testing.T) {
 	needRoot(t)
 	count := 150
 	if *long {
-		count = min(10000, *cases/2)
+		count = min(10000, *cases)
 	}
 	sets := rulesets(t, 40, *seed)
 	var wg sync.WaitGroup
