@@ -560,7 +560,7 @@ func typeHelp(t *ipset.Type) string {
 }
 
 // less orders elements as `list -s` does: addresses by value, longer prefixes
-// first, protocols by the length of their names.
+// first, protocols by the length of their names, physical devices last.
 func less(t *ipset.Type) func(a, b *ipset.Elem) int {
 	return func(a, b *ipset.Elem) int {
 		if d := slices.Compare(a.Addr[:], b.Addr[:]); d != 0 {
@@ -578,6 +578,12 @@ func less(t *ipset.Type) func(a, b *ipset.Elem) int {
 		}
 		if a.Port != b.Port {
 			return int(a.Port) - int(b.Port)
+		}
+		if a.Physdev != b.Physdev {
+			if b.Physdev {
+				return -1
+			}
+			return 1
 		}
 		if d := strings.Compare(a.Iface, b.Iface); d != 0 {
 			return d

@@ -123,7 +123,7 @@ type runner struct {
 	line        int // of a restore, from 1
 	restoring   bool
 	interactive bool
-	opt         options // given on the command line of a restore
+	opt         options // given so far; those of one line of many hold for the next ones, too
 	batch       batch
 }
 
@@ -213,11 +213,15 @@ type quietly struct{ status int }
 func (quietly) Error() string { return "quiet" }
 
 func (r *runner) hush(o *options, err error) error {
-	if err == nil || !o.quiet {
+	if err == nil || err == io.EOF || !o.quiet {
 		return err
 	}
 	var usage usageError
-	if errors.As(err, &usage) {
+	var told quietly
+	switch {
+	case errors.As(err, &told): // by a line of a restore
+		return told
+	case errors.As(err, &usage):
 		return quietly{2}
 	}
 	return quietly{1}
@@ -225,12 +229,15 @@ func (r *runner) hush(o *options, err error) error {
 
 // do carries out one command line.
 func (r *runner) do(args []string) error {
-	o := r.opt
-	args, err := o.take(args)
-	if err != nil {
+	args, err := r.opt.take(args)
+	if err == nil {
+		o := r.opt
+		err = r.command(&o, args)
+	}
+	if r.interactive { // there -q silences test alone
 		return err
 	}
-	return r.hush(&o, r.command(&o, args))
+	return r.hush(&r.opt, err)
 }
 
 // take removes the options from a command line.
@@ -306,21 +313,28 @@ func find(word string) (c cmd, args argCount, name string) {
 }
 
 func (r *runner) command(o *options, args []string) error {
-	if len(args) == 0 {
-		return usagef("No command specified.")
+	c, count, name := cmdNone, argNone, ""
+	if len(args) > 0 {
+		c, count, name = find(args[0])
 	}
-	c, count, name := find(args[0])
-	if c == cmdNone {
-		if args[0] == "-" && !r.restoring && !r.interactive {
-			return r.interact()
-		}
+	switch {
+	case c != cmdNone:
+	case r.interactive:
+		fmt.Fprintln(r.out, "No command specified")
+		return nil
+	case len(args) == 0:
+		return usagef("No command specified.")
+	case args[0] == "-" && !r.restoring:
+		return r.interact()
+	default:
 		return usagef("No command specified: unknown argument %s", args[0])
 	}
 	switch {
 	case r.restoring && (c == cmdRestore || c == cmdHelp || c == cmdVersion):
 		return usagef("Command `%s' is invalid in restore mode.", name)
 	case r.interactive && c == cmdRestore:
-		return usagef("Restore command is not supported in interactive mode")
+		fmt.Fprintln(r.out, "Restore command is not supported in interactive mode")
+		return nil
 	}
 	args = args[1:]
 	var arg [2]string
@@ -378,7 +392,7 @@ func (r *runner) command(o *options, args []string) error {
 	}
 	switch c {
 	case cmdRestore:
-		return r.restore(o)
+		return r.restore()
 	case cmdList, cmdSave:
 		return r.list(o, c, n > 0, arg[0])
 	case cmdDestroy:
@@ -406,8 +420,8 @@ func checkName(s string) error {
 }
 
 // restore reads command lines up to the end.
-func (r *runner) restore(o *options) error {
-	r.restoring, r.opt = true, *o
+func (r *runner) restore() error {
+	r.restoring = true
 	defer func() { r.restoring = false }()
 	in := bufio.NewReaderSize(r.in, 1<<16)
 	for {
@@ -417,7 +431,7 @@ func (r *runner) restore(o *options) error {
 		}
 		r.line++
 		line := strings.TrimRight(text, "\r\n")
-		if line == "" || line[0] == '#' {
+		if blank(line) {
 			continue
 		}
 		if line == "COMMIT" {
@@ -426,11 +440,7 @@ func (r *runner) restore(o *options) error {
 			}
 			continue
 		}
-		words := split(line)
-		if len(words) == 0 {
-			continue
-		}
-		switch err := r.do(words); {
+		switch err := r.do(split(line)); {
 		case err == io.EOF:
 			r.line = 0
 			return nil
@@ -456,11 +466,12 @@ func (r *runner) interact() error {
 		if text == "" && rerr != nil {
 			return nil
 		}
-		words := split(strings.TrimRight(text, "\r\n"))
-		if len(words) == 0 {
+		line := strings.TrimRight(text, "\r\n")
+		if blank(line) {
+			fmt.Fprint(r.out, "ipset> ") // the real one asks twice
 			continue
 		}
-		err := r.do(words)
+		err := r.do(split(line))
 		if err == io.EOF {
 			return nil
 		}
@@ -468,26 +479,31 @@ func (r *runner) interact() error {
 	}
 }
 
-// split takes a line apart: words between blanks, quotes around what is one word.
+// blank reports whether a line says nothing.
+func blank(line string) bool {
+	line = strings.TrimLeft(line, " \t")
+	return line == "" || line[0] == '#'
+}
+
+// split takes a line apart: words between blanks, quotes around what is one
+// word. As in ipset, empty words are none, nor is one whose quotes do not close.
 func split(line string) (out []string) {
 	var b strings.Builder
-	quoted, word := false, false
+	quoted := false
 	for i := range len(line) {
 		switch c := line[i]; {
 		case c == '"':
-			quoted, word = !quoted, true
+			quoted = !quoted
 		case (c == ' ' || c == '\t') && !quoted:
-			if word {
+			if b.Len() > 0 {
 				out = append(out, b.String())
 				b.Reset()
-				word = false
 			}
 		default:
 			b.WriteByte(c)
-			word = true
 		}
 	}
-	if word {
+	if b.Len() > 0 && !quoted {
 		out = append(out, b.String())
 	}
 	return out

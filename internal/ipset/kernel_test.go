@@ -141,7 +141,7 @@ func lateBy(got, want string) string {
 
 // TestCommands gives the real ipset and this one the same command lines.
 // In testdata/commands a line that begins with "<" is standard input (\n for a
-// new line) for the next one.
+// new line) for the next one, which may then be empty: no arguments.
 func TestCommands(t *testing.T) {
 	k := newReal(t)
 	text, err := os.ReadFile("testdata/commands")
@@ -155,7 +155,7 @@ func TestCommands(t *testing.T) {
 			input = strings.ReplaceAll(in, `\n`, "\n")
 			continue
 		}
-		if line == "" || line[0] == '#' {
+		if line == "" && input == "" || line != "" && line[0] == '#' {
 			continue
 		}
 		n++

@@ -271,8 +271,11 @@ func (r *runner) members(o *options, set *ipset.Set, p *printer, f func(elem str
 // list is list and save.
 func (r *runner) list(o *options, c cmd, one bool, name string) error {
 	m := o.mode
-	if c == cmdSave && !o.hasMode {
-		m = modeSave
+	if !o.hasMode { // the first command says it for those of a restore that follow
+		if c == cmdSave {
+			m = modeSave
+		}
+		r.opt.mode, r.opt.hasMode = m, true
 	}
 	refs := r.sets.Refs()
 	if one {

@@ -186,17 +186,23 @@ func (h *hashSet) elem(k key, v value) Elem {
 }
 
 // find looks for exactly this element; of an interface, also for a wildcard that
-// covers its name. k becomes the key that is there.
+// covers its name, and for a wildcard also for the name. k becomes the key that
+// is there.
 func (h *hashSet) find(k *key) (value, bool) {
-	v, ok := h.store.find(*k)
-	if wild := h.anyWild.Load(); !ok && wild != 0 {
+	w := *k
+	w.more &^= keyWildcard
+	v, ok := h.store.find(w)
+	if ok {
+		*k = w
+		return v, ok
+	}
+	if wild := h.anyWild.Load(); wild != 0 {
 		n := k.more | keyWildcard
 		name := ifaceLen(k.iface)
 		for l := name; l >= 0; l-- {
 			if wild>>l&1 == 0 {
 				continue
 			}
-			w := *k
 			w.more, w.iface = n, cut(k.iface, l)
 			if v, ok = h.store.find(w); ok {
 				*k = w
