@@ -409,6 +409,22 @@ func (ps *Parser) loadProto() bool {
 	return true
 }
 
+// Extensions are the target and the matches of the rule as far as it has been
+// read, and where there are none of these, the match that is named like the
+// protocol (not one that a number or an IPv6 header is for).
+func (ps *Parser) Extensions() (*Target, []*Match) {
+	var matches []*Match
+	for i := range ps.uses {
+		matches = append(matches, ps.uses[i].Ext)
+	}
+	if len(matches) == 0 && ps.proto != "" {
+		if m := ps.Registry.Match(ps.Family, protoMatch(ps.proto)); m != nil {
+			matches = append(matches, m)
+		}
+	}
+	return ps.target.Ext, matches
+}
+
 // protoMatch is the match that goes with a protocol's name.
 func protoMatch(name string) string {
 	if name == "ipv6-icmp" || name == "icmpv6" {

@@ -291,7 +291,7 @@ func (p *parser) option(g tables.Given) error {
 		return exit{}
 	case 'h':
 		if !p.probe {
-			x.help(p.ps.Args)
+			x.help(p.ps)
 		}
 		return exit{}
 	}

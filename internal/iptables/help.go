@@ -50,28 +50,20 @@ Other options:
   -h, --help; -V, --version
 `
 
-// help prints -h: the program's usage, and that of the extensions that args name.
-func (x *tool) help(args []string) {
+// help prints -h: the program's usage, and that of the extensions that ps has
+// read so far, the target first.
+func (x *tool) help(ps *tables.Parser) {
 	frag := "  ! -f, --fragment                    second and later fragments only\n"
 	if x.fam == packet.IPv6 {
 		frag = ""
 	}
 	x.printf(usage, x.prog, version, frag)
-	shown := map[string]bool{}
-	for i, a := range args[:max(len(args)-1, 0)] {
-		name := args[i+1]
-		switch a {
-		case "-m", "--match", "-p", "--protocol":
-			if m := x.Registry.Match(x.fam, name); m != nil && !shown["m"+name] {
-				shown["m"+name] = true
-				x.extHelp("match", m.Name, m.Doc, m.Options)
-			}
-		case "-j", "--jump":
-			if t := x.Registry.Target(x.fam, name); t != nil && !shown["j"+name] {
-				shown["j"+name] = true
-				x.extHelp("target", t.Name, t.Doc, t.Options)
-			}
-		}
+	target, matches := ps.Extensions()
+	if target != nil {
+		x.extHelp("target", target.Name, target.Doc, target.Options)
+	}
+	for _, m := range matches {
+		x.extHelp("match", m.Name, m.Doc, m.Options)
 	}
 }
 
@@ -83,7 +75,8 @@ func (x *tool) extHelp(kind, name, doc string, options []tables.Option) {
 		if o.Negatable {
 			neg = "! "
 		}
-		text := strings.TrimRight("  "+neg+"--"+o.Name+" "+o.Arg, " ")
+		names := strings.Join(append([]string{o.Name}, o.Aliases...), ", --")
+		text := strings.TrimRight("  "+neg+"--"+names+" "+o.Arg, " ")
 		x.printf("%-37s %s\n", text, o.Doc)
 	}
 }
