@@ -82,7 +82,7 @@ func parseElement(set *ipset.Set, c cmd, name, text string, args []string) (*ele
 	if e.typ.NoFamily() {
 		e.family = 0
 	}
-	if err := e.parse(text); err != nil {
+	if err := e.parse(text, name); err != nil {
 		return nil, err
 	}
 	a := &arguments{rest: args, known: addOptions(e.typ, c), seen: map[string]bool{}}
@@ -98,7 +98,8 @@ func parseElement(set *ipset.Set, c cmd, name, text string, args []string) (*ele
 	return e, e.allowed(c, name)
 }
 
-func (e *element) parse(text string) error {
+// parse reads an element for the command name.
+func (e *element) parse(text, name string) error {
 	t := e.typ
 	if t.Method() == "list" {
 		return e.parseList(text)
@@ -108,6 +109,11 @@ func (e *element) parse(text string) error {
 	if len(parts) > len(kinds) {
 		return syntaxf(tooMany[len(kinds)], text, t.Name)
 	}
+	for i, s := range parts[:len(parts)-1] {
+		if s == "" {
+			return syntaxf("%s element is missing from %s.", missingPart[i+1], text)
+		}
+	}
 	if len(parts) < len(kinds) && !(t.Name == "bitmap:ip,mac" && len(parts) == 1) {
 		return syntaxf("%s element is missing from %s.", missingPart[len(parts)], text)
 	}
@@ -115,14 +121,15 @@ func (e *element) parse(text string) error {
 		return syntaxf("%s element is missing from %s.", missingPart[n], text)
 	}
 	for i, s := range parts {
-		if err := e.part(kinds[i], i, s); err != nil {
+		if err := e.part(kinds[i], i, s, name); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (e *element) part(kind string, i int, s string) (err error) {
+// part reads part i of an element, of which kind it is, for the command name.
+func (e *element) part(kind string, i int, s, name string) (err error) {
 	family := e.family
 	if family == 0 {
 		family = packet.IPv4
@@ -135,6 +142,9 @@ func (e *element) part(kind string, i int, s string) (err error) {
 			may = ipSingle | ipCIDR
 		case kind == "ip" && (family == packet.IPv6 || i > 0 || e.typ.Name == "bitmap:ip,mac"):
 			may = ipSingle
+		}
+		if e.typ.Name == "bitmap:ip,mac" && strings.HasSuffix(s, "/32") {
+			return e.refuse("IP/CIDR range", name)
 		}
 		e.ip[e.ips], err = parseIP(s, family, may)
 		e.ips++
@@ -227,7 +237,7 @@ func (e *element) option(name, val string) error {
 		e.elem.Wildcard = true
 	case "before", "after":
 		if e.elem.Before != "" || e.elem.After != "" {
-			return syntaxf("mixed syntax, before|after option already used")
+			return syntaxf("%s already specified", name)
 		}
 		if name == "before" {
 			e.elem.Before = val
@@ -248,28 +258,29 @@ func hexWord(s, prefix string) (uint32, error) {
 	return uint32(n), err // what is above is lost, as in the real one
 }
 
+func (e *element) refuse(what, name string) error {
+	return fmt.Errorf("%s is not allowed in command %s with set type %s and family %s", what, name, e.typ.Name, familyName(e.family))
+}
+
 // allowed refuses ranges where a command takes none.
 func (e *element) allowed(c cmd, name string) error {
 	if c != cmdTest {
 		return nil
 	}
-	refuse := func(what string) error {
-		return fmt.Errorf("%s is not allowed in command %s with set type %s and family %s", what, name, e.typ.Name, familyName(e.family))
-	}
 	for i := range e.ip[:e.ips] {
 		switch e.ip[i].kind {
 		case ipRange:
 			if e.typ.Name != "hash:ip" && i == 0 {
-				return refuse("FROM-TO IP range")
+				return e.refuse("FROM-TO IP range", name)
 			}
 		case ipCIDR:
 			if e.typ.Parts()[0] == "ip" && i == 0 && e.typ.Name != "hash:ip" {
-				return refuse("IP/CIDR range")
+				return e.refuse("IP/CIDR range", name)
 			}
 		}
 	}
 	if e.port.ranged {
-		return refuse("FROM-TO port range")
+		return e.refuse("FROM-TO port range", name)
 	}
 	return nil
 }

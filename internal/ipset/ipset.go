@@ -563,8 +563,14 @@ var commandText = map[cmd]map[ipset.Error]string{
 		ipset.ErrExistSetname2: "Sets cannot be swapped: the second set does not exist",
 		ipset.ErrTypeMismatch:  "The sets cannot be swapped: their type does not match",
 	},
-	cmdAdd:  {ipset.ErrExist: "Element cannot be added to the set: it's already added"},
-	cmdDel:  {ipset.ErrExist: "Element cannot be deleted from the set: it's not added"},
+	cmdAdd: {
+		ipset.ErrExist:   "Element cannot be added to the set: it's already added",
+		ipset.ErrInvalid: "Kernel error received: Invalid argument",
+	},
+	cmdDel: {
+		ipset.ErrExist:   "Element cannot be deleted from the set: it's not added",
+		ipset.ErrInvalid: "Kernel error received: Invalid argument",
+	},
 	cmdTest: {},
 }
 
@@ -590,7 +596,6 @@ var errorText = map[ipset.Error]string{
 	ipset.ErrBitmapSize:     "The range you specified exceeds the size limit of the set type",
 	ipset.ErrListName:       "Set to be added/deleted/tested as element does not exist.",
 	ipset.ErrListLoop:       "Sets with list:set type cannot be added to the set.",
-	ipset.ErrListBefore:     "No reference set specified.",
 	ipset.ErrListNameRef:    "The set to which you referred with 'before' or 'after' does not exist.",
 	ipset.ErrListFull:       "The set is full, more elements cannot be added.",
 	ipset.ErrListRef:        "The set to which you referred with 'before' or 'after' is not added to the set.",

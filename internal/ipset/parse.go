@@ -181,7 +181,7 @@ func parseCreate(typ string, args []string, warn func(string)) (*ipset.Type, ips
 	if o.Family == 0 {
 		return nil, o, kernel(cmdCreate, ipset.ErrInvalidFamily)
 	}
-	if o.Netmask != 0 && o.HasBitmask {
+	if a.seen["netmask"] && a.seen["bitmask"] {
 		return nil, o, syntaxf("bitmask and netmask are mutually exclusive, provide only one")
 	}
 	switch {
@@ -257,12 +257,16 @@ func createOption(t *ipset.Type, o *ipset.Options, name, val string) error {
 			o.Netmask = 0
 		}
 	case "bitmask":
-		ip, err := parseIP(val, o.Family, ipSingle)
+		ip, err := parseIP(val, o.Family, ipAny) // what follows the address means nothing
 		if err != nil {
 			return syntaxError{err.Error() + fmt.Sprintf("\nSyntax error: bitmask is not valid for family = %s", familyName(o.Family))}
 		}
-		if o.Bitmask, o.HasBitmask = ip.addr, true; ip.addr == [16]byte{} {
+		switch ip.addr {
+		case [16]byte{}:
 			return kernel(cmdCreate, ipset.ErrInvalidNetmask)
+		case allOnes(o.Family): // as a netmask of the full width: none
+		default:
+			o.Bitmask, o.HasBitmask = ip.addr, true
 		}
 	case "range", "network":
 		return parseRange(t, o, val)
@@ -290,6 +294,18 @@ func createOption(t *ipset.Type, o *ipset.Options, name, val string) error {
 	return nil
 }
 
+// allOnes is the last address of a family.
+func allOnes(family uint8) (a [16]byte) {
+	n := 4
+	if family == packet.IPv6 {
+		n = 16
+	}
+	for i := range n {
+		a[i] = 0xff
+	}
+	return a
+}
+
 // parseRange reads the range of a bitmap.
 func parseRange(t *ipset.Type, o *ipset.Options, s string) error {
 	if t.Name == "bitmap:port" {
@@ -309,6 +325,9 @@ func parseRange(t *ipset.Type, o *ipset.Options, s string) error {
 	}
 	if ip.kind == ipSingle {
 		return syntaxf("IP/cidr or IP-IP range must be specified: %s", s)
+	}
+	if ip.kind == ipCIDR && ip.bits == 32 {
+		return kernel(cmdCreate, ipset.ErrInvalidCIDR)
 	}
 	o.From, o.To = ip.span()
 	return nil
@@ -565,7 +584,7 @@ var errICMPFamily = errors.New("")
 func parseProtoPort(s string, family uint8, plain bool) (p portArg, err error) {
 	proto := "tcp"
 	p.proto = packet.ProtoTCP
-	if i := strings.IndexByte(s, ':'); i >= 0 {
+	if i := strings.IndexByte(s, ':'); i > 0 && i+1 < len(s) {
 		proto, s = s[:i], s[i+1:]
 		if p.proto, err = parseProto(proto); err != nil {
 			return p, err
@@ -582,7 +601,10 @@ func parseProtoPort(s string, family uint8, plain bool) (p portArg, err error) {
 		} else if name != "" {
 			from, to, p.ranged = name, strings.TrimPrefix(rest, "-"), strings.HasPrefix(rest, "-")
 		} else {
-			from, to, p.ranged = strings.Cut(s, "-")
+			from = s
+			if i := strings.IndexByte(s, '-'); i > 0 && i+1 < len(s) {
+				from, to, p.ranged = s[:i], s[i+1:], true
+			}
 		}
 		if p.port, err = parsePort(from, proto); err == nil && p.ranged {
 			p.to, err = parsePort(to, proto)
@@ -605,14 +627,17 @@ func parseProtoPort(s string, family uint8, plain bool) (p portArg, err error) {
 				return p, nil
 			}
 		}
-		typ, code, ok := strings.Cut(s, "/")
-		t, err1 := parseNumber(typ, 0, 255)
-		c, err2 := parseNumber(code, 0, 255)
-		if !ok || err1 != nil || err2 != nil {
+		typ, code, _ := strings.Cut(s, "/")
+		if typ == "" || code == "" {
 			return p, syntaxError{fmt.Sprintf("Cannot parse %s as an %s type/code.", s, what)}
 		}
+		t, err := parseNumber(typ, 0, 255)
+		if err != nil {
+			return p, err
+		}
+		c, err := parseNumber(code, 0, 255)
 		p.port = uint16(t<<8 | c)
-		return p, nil
+		return p, err
 	}
 	if n, err := parseNumber(s, 0, 65535); err != nil || n != 0 {
 		return p, syntaxf("Protocol %s can be used with pseudo port value 0 only.", proto)

@@ -100,8 +100,11 @@ func (h *hashSet) key(e *Elem) (k key, err error) {
 				if !second {
 					a[0], a[1] = a[0]&h.mask[0], a[1]&h.mask[1]
 				}
-				if a == [2]uint64{} && !second {
-					return k, ErrHashElem
+				if a == [2]uint64{} && !second && h.zeroless() {
+					if h.set.typ.Name == "hash:ip" {
+						return k, ErrHashElem
+					}
+					return k, ErrInvalid
 				}
 			} else {
 				if bits > h.host || bits == 0 && !h.zeroNet() {

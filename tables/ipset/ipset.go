@@ -45,7 +45,6 @@ const (
 	ErrBitmapSize  Error = 4609
 	ErrListName    Error = 4864 // the set named as an element is not there
 	ErrListLoop    Error = 4865
-	ErrListBefore  Error = 4866
 	ErrListNameRef Error = 4867 // the set named with before or after is not there
 	ErrListFull    Error = 4868
 	ErrListRef     Error = 4869 // … is not in the list
@@ -83,7 +82,6 @@ var errorText = map[Error]string{
 	ErrBitmapSize:      "the range is too large for the set's type",
 	ErrListName:        "the set that is to be an element does not exist",
 	ErrListLoop:        "a list of sets cannot hold a list",
-	ErrListBefore:      "an element before or after itself",
 	ErrListNameRef:     "the set named with before or after does not exist",
 	ErrListFull:        "the list is full",
 	ErrListRef:         "the set named with before or after is not in the list",

@@ -41,9 +41,6 @@ func (l *list) names(e *Elem) (ref *Ref, err error) {
 	if sets.byName[beside] == nil {
 		return nil, ErrListNameRef
 	}
-	if beside == e.Set {
-		return nil, ErrListBefore
-	}
 	return ref, nil
 }
 
@@ -66,7 +63,7 @@ func (l *list) add(e *Elem, x *Ext, exist bool, now int64) error {
 			to++
 		}
 	}
-	if to < 0 {
+	if to < 0 || e.Before == e.Set || e.After == e.Set {
 		return ErrListRef
 	}
 	m := &member{ref, s.newExtra(x, now)}
