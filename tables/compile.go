@@ -330,6 +330,9 @@ func (e *Engine) compileChain(t *Table, c *Chain) error {
 			edges.add(k, edge{r.Jump, !r.Goto, i})
 		}
 		fresh := r.state == nil || !r.state.compiled
+		if name, detail := r.outOfPlace(t.ID); detail != "" { // before what else an extension says
+			return fail(syscall.EINVAL, name, detail)
+		}
 		if err := e.compileRule(r); err != nil {
 			no := syscall.EINVAL
 			errors.As(err, &no)
@@ -343,6 +346,20 @@ func (e *Engine) compileChain(t *Table, c *Chain) error {
 	}
 	k.index(c.rules)
 	return nil
+}
+
+// outOfPlace is the rule's first extension that is not for the table, and why.
+func (r *Rule) outOfPlace(id TableID) (name, detail string) {
+	at := Place{Table: id}
+	for _, m := range r.Matches {
+		if s := at.allowed("match", m.Ext.Name, m.Ext.Tables, 0, nil); s != "" {
+			return m.Ext.Name, s
+		}
+	}
+	if u := r.Target; u != nil {
+		return u.Ext.Name, at.allowed("target", u.Ext.Name, u.Ext.Tables, 0, nil)
+	}
+	return "", ""
 }
 
 // checkChain makes the kernel's checks of a chain's rules for the hooks that it

@@ -388,6 +388,12 @@ func TestText(t *testing.T) {
 					}
 				}
 				bad, all := b.diff(cs)
+				// Rules of a batch may share a state by its name, and whoever comes
+				// first makes it. What counts is a case alone.
+				bad = slices.DeleteFunc(bad, func(i int) bool {
+					bad, _ := b.diff(cs[i : i+1])
+					return len(bad) == 0
+				})
 				results.count("text", len(cs), 0, len(bad))
 				for _, i := range bad {
 					select {
