@@ -43,9 +43,10 @@ func TestSwap(t *testing.T) {
 				}
 				f.goesOn("60 swaps")
 				// And as fast as it goes.
-				for range 5 {
-					b.r.MustInput(strings.Repeat("swap allowed next\n", 201), "ipset", "restore")
-					f.goesOn("a thousand swaps")
+				many := strings.Repeat("swap allowed next\n", 50_001)
+				for i := range 5 {
+					b.r.MustInput(many, "ipset", "restore")
+					f.goesOn(fmt.Sprintf("thousands of swaps, %d", i))
 				}
 				if typ == "hash:net counters" {
 					for _, n := range []string{"allowed", "next"} {
@@ -56,11 +57,11 @@ func TestSwap(t *testing.T) {
 				}
 
 				// As people renew long lists: into another set, which then takes the place.
-				const many = 100_000
+				const size = 100_000
 				for round := range 2 {
-					b.r.MustInput(long(create, x.client, round, many), "ipset", "restore")
+					b.r.MustInput(long(create, x.client, round, size), "ipset", "restore")
 					f.goesOn(fmt.Sprintf("a long list, %d", round))
-					if out := b.r.Must("ipset", "-t", "list", "allowed"); !strings.Contains(out, fmt.Sprintf("Number of entries: %d\n", many+1)) {
+					if out := b.r.Must("ipset", "-t", "list", "allowed"); !strings.Contains(out, fmt.Sprintf("Number of entries: %d\n", size+1)) {
 						t.Errorf("a long list, %d:\n%s", round, out)
 					}
 				}
