@@ -211,6 +211,7 @@ func TestTableFullDropsUnassuredFirst(t *testing.T) {
 	// A bucket range rarely holds one of 64 flows: most new ones are dropped, some evict.
 	dropped, early := 0, 0
 	for i := range 20000 {
+		b.w.Rested(maxSpare)
 		p := b.pass(fmt.Sprintf("udp 10.0.1.%d:%d > 9.9.9.9:53", i/10000, 5000+i%10000))
 		if p.Reason == ReasonTableFull {
 			dropped++
@@ -228,6 +229,90 @@ func TestTableFullDropsUnassuredFirst(t *testing.T) {
 	if dropped == 0 || early == 0 || s.Drop != uint64(dropped) || s.EarlyDrop < uint64(early) {
 		t.Errorf("dropped %d (counted %d), evicted %d (counted %d)", dropped, s.Drop, early, s.EarlyDrop)
 	}
+}
+
+// TestFloodTakesItsShare: in a full table a worker that is never idle drops early
+// for a share of its time; one that rests, whenever it is to.
+func TestFloodTakesItsShare(t *testing.T) {
+	b := newBox(t)
+	b.sysctl("max", 1<<16)
+	full := 0
+	b.tbl.opt.Full = func(int64) { full++ }
+	n := 0
+	fresh := func() *packet.Packet {
+		n++
+		return b.pass(fmt.Sprintf("udp 10.%d.%d.%d:5000 > 9.9.9.9:53", n>>16, n>>8&255, n&255))
+	}
+	for range 1 << 16 {
+		fresh()
+	}
+	if s := b.tbl.Stats()[0]; s.EarlyDrop != 0 || s.Drop != 0 {
+		t.Fatalf("before the table is full: %d dropped early, %d dropped", s.EarlyDrop, s.Drop)
+	}
+	flood := func() (made int) {
+		for range 20000 {
+			switch p := fresh(); p.Reason {
+			case 0:
+				made++
+			case ReasonFlooded:
+			default:
+				t.Fatalf("dropped as %v", p.Reason)
+			}
+			b.now += 500
+		}
+		return made
+	}
+	flood() // what was saved is spent
+	const share = 20000 * 500 / spareShare / earlyDropCost
+	if got := flood(); got < share/2 || got > share*3/2 {
+		t.Errorf("a busy worker made %d connections in the place of others, not about %d", got, share)
+	}
+	if full == 0 {
+		t.Error("nobody was told that the table is full")
+	}
+	for range 1000 {
+		b.w.Rested(100 * earlyDropCost)
+		if p := fresh(); p.Reason != 0 {
+			t.Fatalf("with an idle worker: dropped as %v", p.Reason)
+		}
+	}
+}
+
+// TestMissed: what a probe found out is not asked again, and is not taken for
+// another packet's, or where a template has the connection in a zone.
+func TestMissed(t *testing.T) {
+	b := newBox(t)
+	ask := func(desc string) *packet.Packet {
+		p := packettest.New(t, desc)
+		var pr Probe
+		if !b.w.Aim(&pr, p) {
+			t.Fatalf("%s has no tuple", desc)
+		}
+		b.w.Seek(&pr)
+		if e, _ := b.w.Hit(&pr); e != nil {
+			t.Fatalf("%s has a connection", desc)
+		}
+		return p
+	}
+	b.w.Begin(b.now)
+	defer b.w.End()
+	p := ask("udp 10.0.0.2:5000 > 9.9.9.9:53")
+	if !b.w.Track(p, hookPre) || b.w.missed != nil || b.w.Entry(p) == nil || !b.w.Confirm(p) {
+		t.Fatal("the first packet began no connection")
+	}
+	// This one ends before its Track (a rule of the raw table drops it).
+	ask("udp 10.0.0.3:5000 > 9.9.9.9:53")
+	b.w.EndEarly()
+	q := packettest.New(t, "udp 9.9.9.9:53 > 10.0.0.2:5000")
+	if !b.w.Track(q, hookPre) || b.w.Entry(q) != b.w.Entry(p) || !q.CtInfo.Reply() {
+		t.Error("the answer met another connection")
+	}
+	z := ask("udp 10.0.0.4:5000 > 9.9.9.9:53")
+	b.w.SetTemplate(z, b.tbl.Template(Template{Zone: 7}))
+	if !b.w.Track(z, hookPre) || b.w.Entry(z).orig.Zone != 7 {
+		t.Error("the connection is not in its zone")
+	}
+	b.w.Release(z)
 }
 
 func TestReleaseFreesWhatWasNotConfirmed(t *testing.T) {

@@ -2,13 +2,16 @@ package conntrack
 
 import (
 	"math/bits"
+	"sync/atomic"
 
 	"sluice/packet"
 )
 
 // Probe is a packet's connection, looked up ahead of Track. The router fills a
 // batch of them step by step, so that the cache misses of its packets overlap:
-// Aim at all, Seek all, then Hit one by one.
+// Aim at all, Seek all, then Hit one by one. They overlap only while few
+// instructions lie between them: so what is computed and what is touched are
+// steps of their own.
 type Probe struct {
 	tuple Tuple
 	hash  uint64
@@ -60,16 +63,52 @@ func (pr *Probe) TouchEntry() uint32 {
 	if pr.entry == nil {
 		return 0
 	}
-	return pr.entry.status.Load() ^ uint32(pr.entry.reply.Src[0]) ^ uint32(pr.entry.tcp.lastDir)
+	return pr.entry.touch()
+}
+
+// Tuple is the packet's tuple; it must not be written to.
+func (pr *Probe) Tuple() *Tuple { return &pr.tuple }
+
+// Strange says that Seek found nothing: the packet will begin a connection.
+func (pr *Probe) Strange() bool { return pr.entry == nil }
+
+// MayBegin reports whether there is room for new connections.
+func (w *Worker) MayBegin() bool { return !w.t.full() }
+
+// ReplyBucket is the head of the bucket where the reply of the packet's new
+// connection will be, if its source is changed as the last one's was.
+func (w *Worker) ReplyBucket(pr *Probe) *atomic.Uint64 {
+	u, ok := pr.tuple.Invert()
+	if ok && w.moved {
+		u.Dst = w.mapped
+	}
+	st := w.t.state.Load()
+	return &st.buckets[w.t.hashTuple(&u)&st.mask].head
+}
+
+// TouchFree makes the processor fetch the entries of the next n connections.
+func (w *Worker) TouchFree(n int) (x uint64) {
+	for _, idx := range w.free[max(0, len(w.free)-n):] {
+		x ^= uint64(w.t.at(idx).touch())
+	}
+	return x
+}
+
+// touch reads of each of the entry's cache lines.
+func (e *Entry) touch() uint32 {
+	return e.status.Load() ^ uint32(e.reply.Src[0]) ^ uint32(e.tcp.lastDir)
 }
 
 // Hit is the confirmed connection that the probe's packet belongs to now, after
-// what earlier packets of the batch did; nil if there is none.
+// what earlier packets of the batch did; nil if there is none, which Track need
+// not find out again.
 func (w *Worker) Hit(pr *Probe) (*Entry, Dir) {
 	if e := pr.entry; e != nil && e.Tuple(pr.dir).equal(&pr.tuple) && Status(e.status.Load())&(Confirmed|Dying) == Confirmed && e.expiry.Load() > w.now {
 		return e, pr.dir
 	}
-	pr.entry, pr.idx, pr.dir = w.t.lookup(&pr.tuple, pr.hash, w.now)
+	if pr.entry, pr.idx, pr.dir = w.t.lookup(&pr.tuple, pr.hash, w.now); pr.entry == nil {
+		w.missed = pr
+	}
 	return pr.entry, pr.dir
 }
 
@@ -133,7 +172,7 @@ func (w *Worker) TrackLater(p *packet.Packet) {
 }
 
 // EndEarly drops what a packet did not take that ended before its Track.
-func (w *Worker) EndEarly() { w.early.set = false }
+func (w *Worker) EndEarly() { w.early.set, w.missed = false, nil }
 
 // replied notes a connection's first answer.
 func (w *Worker) replied(p *packet.Packet, e *Entry) {

@@ -14,6 +14,7 @@ import (
 // Drop reasons of this package.
 var (
 	ReasonTableFull    = packet.NewReason("conntrack.table_full", "the flow table is full and holds no unassured flow to drop early")
+	ReasonFlooded      = packet.NewReason("conntrack.table_flooded", "the flow table is full, and the packet's worker has spent its time for dropping unassured flows early")
 	ReasonInsertFailed = packet.NewReason("conntrack.insert_failed", "another packet took the connection's tuples first, or the hash chain is too long")
 	ReasonDying        = packet.NewReason("conntrack.dying", "the connection was deleted while its packet was under way")
 	ReasonReopen       = packet.NewReason("conntrack.reopen", "a SYN met a closed connection that is being deleted")
@@ -37,8 +38,8 @@ type Options struct {
 	// is 255 or the packet's protocol. It runs on the packet's worker.
 	Log func(msg string, p *packet.Packet)
 	// Full, if set, is told of each packet that is dropped because the table is
-	// full. It runs on the packet's worker.
-	Full func()
+	// full, with the batch's clock. It runs on the packet's worker.
+	Full func(now int64)
 }
 
 // Table is the flow table with all that belongs to it. Its methods may be

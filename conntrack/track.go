@@ -38,8 +38,8 @@ func (w *Worker) Track(p *packet.Packet, hook uint8) bool {
 		e, idx, ok := w.resolve(p, tmpl)
 		if !ok {
 			w.stat(statDrop)
-			if p.Reason == ReasonTableFull && w.t.opt.Full != nil {
-				w.t.opt.Full()
+			if (p.Reason == ReasonTableFull || p.Reason == ReasonFlooded) && w.t.opt.Full != nil {
+				w.t.opt.Full(w.now)
 			}
 			return false
 		}
@@ -84,8 +84,14 @@ func (w *Worker) takeEarly(p *packet.Packet) bool {
 // resolve finds the connection or makes an unconfirmed one. ok false: drop.
 func (w *Worker) resolve(p *packet.Packet, tmpl *Template) (*Entry, uint32, bool) {
 	t := w.t
-	var u Tuple
 	oz, rz := tmpl.zones()
+	if pr := w.missed; pr != nil {
+		w.missed = nil
+		if oz == 0 && rz == 0 {
+			return w.begun(p, &pr.tuple, pr.hash, tmpl, 0)
+		}
+	}
+	var u Tuple
 	if !t.tuple(&u, p, oz) {
 		return nil, 0, true
 	}
@@ -95,12 +101,19 @@ func (w *Worker) resolve(p *packet.Packet, tmpl *Template) (*Entry, uint32, bool
 		e, idx, d = t.lookupOther(&u, rz, w.now, e, idx, d)
 	}
 	if e == nil {
-		if e, idx = w.create(p, &u, h, tmpl, rz); e == nil {
-			return nil, 0, p.Reason == 0
-		}
-		d = Original
+		return w.begun(p, &u, h, tmpl, rz)
 	}
 	p.Ct, p.CtInfo = idx, e.Info(d)
+	return e, idx, true
+}
+
+// begun is resolve for a packet that has no connection.
+func (w *Worker) begun(p *packet.Packet, u *Tuple, h uint64, tmpl *Template, replyZone uint16) (*Entry, uint32, bool) {
+	e, idx := w.create(p, u, h, tmpl, replyZone)
+	if e == nil {
+		return nil, 0, p.Reason == 0
+	}
+	p.Ct, p.CtInfo = idx, e.Info(Original)
 	return e, idx, true
 }
 
@@ -123,19 +136,22 @@ func (t *Table) lookupOther(u *Tuple, rz uint16, now int64, e *Entry, idx uint32
 // p.Reason 0: the packet cannot start one.
 func (w *Worker) create(p *packet.Packet, u *Tuple, h uint64, tmpl *Template, replyZone uint16) (*Entry, uint32) {
 	t := w.t
-	rep, ok := u.Invert()
-	if !ok {
-		return nil, 0
+	if isICMP(u.Family, u.Proto) {
+		if _, ok := u.Invert(); !ok {
+			return nil, 0
+		}
 	}
-	if limit := t.sys.max.Load(); limit != 0 && t.count.Load() >= limit && !w.earlyDrop(h) {
-		p.Reason = ReasonTableFull
-		return nil, 0
+	if t.full() {
+		if p.Reason = w.makeRoom(h); p.Reason != 0 {
+			return nil, 0
+		}
 	}
 	e, idx := w.alloc()
 	if e == nil {
 		p.Reason = ReasonTableFull
 		return nil, 0
 	}
+	rep, _ := u.Invert()
 	rep.Zone = replyZone
 	p.Ct = idx
 	w.init(e, idx, u, &rep)
@@ -293,6 +309,9 @@ func (w *Worker) confirm(p *packet.Packet, e *Entry, idx uint32) bool {
 	res, x, xi, xd := t.insert(w, e, idx)
 	switch res {
 	case insertOK:
+		if w.moved = e.reply.Dst != e.orig.Src; w.moved {
+			w.mapped = e.reply.Dst
+		}
 		return true
 	case insertTooLong:
 		w.stat(statChainTooLong)
@@ -437,12 +456,43 @@ func (w *Worker) bury(e *Entry, idx uint32) (shared bool) {
 	return shared
 }
 
+// full says that there may be no more connections.
+func (t *Table) full() bool {
+	limit := t.sys.max.Load()
+	return limit != 0 && t.count.Load() >= limit
+}
+
+// In a full table each new connection needs another one's place, and looking for
+// that costs as much as ten packets of a known connection. So a worker spends a
+// sixteenth of its time on it at most, and what it would have slept: a flood of
+// new flows leaves the rest to the others.
+const (
+	earlyDropCost = 1500 // ns, about, with the new connection in its place
+	spareShare    = 16
+	maxSpare      = 512 * earlyDropCost
+)
+
+// Rested tells of time, in ns, that the worker had nothing to do.
+func (w *Worker) Rested(ns int64) { w.spare = min(w.spare+ns, maxSpare) }
+
+// makeRoom is early drop within what the worker may spend; 0: there is room.
+func (w *Worker) makeRoom(h uint64) packet.Reason {
+	if w.spare < 0 {
+		return ReasonFlooded
+	}
+	n := w.earlyDrop(h)
+	w.spare -= int64(max(n, 1)) * earlyDropCost
+	if n == 0 {
+		return ReasonTableFull
+	}
+	return 0
+}
+
 // earlyDrop makes room for a new connection near hash h: the unassured flows of
-// the first of eight chains that has any.
-func (w *Worker) earlyDrop(h uint64) bool {
+// the first of eight chains that has any. It says how many there were.
+func (w *Worker) earlyDrop(h uint64) (dropped int) {
 	t := w.t
 	st := t.state.Load()
-	dropped := 0
 	for i := uint64(0); i < earlyDropRange && dropped == 0; i++ {
 		b := &st.buckets[(h+i)&st.mask]
 		if old := st.old.Load(); old != nil && old.buckets[(h+i)&old.mask].head.Load()&headMoved == 0 {
@@ -450,7 +500,7 @@ func (w *Worker) earlyDrop(h uint64) bool {
 		}
 		dropped += w.dropChain(st, b)
 	}
-	return dropped > 0
+	return dropped
 }
 
 const earlyDropRange = 8

@@ -18,6 +18,7 @@ type Worker struct {
 	id     int
 	now    int64
 	ms     uint32        // now in milliseconds
+	spare  int64         // ns that it may still spend on early drops
 	online atomic.Uint64 // the epoch at Begin; 0: not in a batch
 	free   []uint32
 	limbo  []limbo // unlinked entries that others may still look at; oldest first
@@ -26,6 +27,9 @@ type Worker struct {
 	user   bool     // a user's request is being carried out
 	marked Template // a template whose zone is a packet's mark
 	early  early    // of the packet at hand
+	missed *Probe   // of the packet at hand: it has no connection yet
+	mapped [16]byte // the source that the last new connection was given
+	moved  bool     // … which was not its own
 	_      [64]byte
 }
 
@@ -39,7 +43,7 @@ func (t *Table) NewWorker() *Worker {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	old := *t.workers.Load()
-	w := &Worker{t: t, id: len(old) - 1, free: make([]uint32, 0, maxLocal)}
+	w := &Worker{t: t, id: len(old) - 1, free: make([]uint32, 0, maxLocal), spare: maxSpare}
 	all := append(append([]*Worker{}, old...), w)
 	t.workers.Store(&all)
 	return w
@@ -51,6 +55,7 @@ func (w *Worker) Table() *Table { return w.t }
 // Begin opens a batch at now (the table's clock). Entries looked up from here
 // on stay as they are, whoever deletes them, until End.
 func (w *Worker) Begin(now int64) {
+	w.spare = min(w.spare+(now-w.now)/spareShare, maxSpare)
 	w.now, w.ms = now, uint32(now/1e6)
 	w.online.Store(w.t.epoch.Load())
 	if len(w.limbo) > 0 {

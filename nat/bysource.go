@@ -5,6 +5,7 @@ import (
 	"math/bits"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 
 	"sluice/conntrack"
 )
@@ -35,17 +36,29 @@ const (
 	maxSources = 256
 )
 
-// sourceShard has the heads of chains, a power of two: an entry's index (0: none)
-// below, above it a bit for each source that may be in the chain, by its hash.
-// The mutex guards all of it, and the links of the entries.
+// SourceHead is the head of a chain: an entry's index (0: none) below, above it a
+// bit for each source that may be in the chain, by its hash.
+type SourceHead struct{ word atomic.Uint64 }
+
+// First is the index of the chain's first connection; 0: there is none.
+func (h *SourceHead) First() uint32 { return uint32(h.word.Load()) }
+
+// sourceShard has heads, a power of two. The mutex guards all of it, and the links
+// of the entries; only heads are read without it.
 type sourceShard struct {
 	mu    sync.Mutex
-	heads []uint64
 	used  int
-	_     [24]byte
+	heads atomic.Pointer[[]SourceHead]
+	_     [40]byte
 }
 
-func newBySource(t *conntrack.Table) *bySource { return &bySource{table: t, seed: rand.Uint64()} }
+func newBySource(t *conntrack.Table) *bySource {
+	b := &bySource{table: t, seed: rand.Uint64()}
+	for i := range b.shards {
+		b.shards[i].heads.Store(new(make([]SourceHead, 1)))
+	}
+	return b
+}
 
 // hash of who speaks: one socket of one host, whoever it speaks to.
 func (b *bySource) hash(orig *conntrack.Tuple) uint64 {
@@ -61,19 +74,11 @@ func sameSource(a, b *conntrack.Tuple) bool {
 	return a.Src == b.Src && a.SrcPort == b.SrcPort && a.Zone == b.Zone && a.Proto == b.Proto && a.Family == b.Family
 }
 
-// shard gives the shard of a hash, locked.
-func (b *bySource) shard(h uint64) *sourceShard {
-	s := &b.shards[h%sourceShards]
-	s.mu.Lock()
-	return s
-}
+func (b *bySource) shard(h uint64) *sourceShard { return &b.shards[h%sourceShards] }
 
-// head is nil before the first connection.
-func (s *sourceShard) head(h uint64) *uint64 {
-	if len(s.heads) == 0 {
-		return nil
-	}
-	return &s.heads[h/sourceShards&uint64(len(s.heads)-1)]
+func (s *sourceShard) head(h uint64) *SourceHead {
+	heads := *s.heads.Load()
+	return &heads[h/sourceShards&uint64(len(heads)-1)]
 }
 
 // sourceBit is a source's bit in its chain's head.
@@ -84,17 +89,17 @@ func sourceBit(h uint64) uint64 { return 1 << (32 + h>>59) }
 func (b *bySource) add(e *conntrack.Entry, idx uint32) {
 	h := b.hash(e.Tuple(conntrack.Original))
 	s := b.shard(h)
+	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.used >= len(s.heads) {
-		s.grow(b)
+	if heads := len(*s.heads.Load()); s.used >= 2*heads {
+		s.grow(b, 2*heads)
 	}
-	s.push(b.table, h, e, idx)
+	push(b.table, s.head(h), h, e, idx)
 	s.used++
 }
 
-func (s *sourceShard) push(t *conntrack.Table, h uint64, e *conntrack.Entry, idx uint32) {
-	head := s.head(h)
-	old := *head
+func push(t *conntrack.Table, head *SourceHead, h uint64, e *conntrack.Entry, idx uint32) {
+	old := head.word.Load()
 	e.NAT[next] = uint32(old)
 	e.NAT[prev] = isFirst
 	if uint32(old) != 0 {
@@ -102,18 +107,19 @@ func (s *sourceShard) push(t *conntrack.Table, h uint64, e *conntrack.Entry, idx
 	} else {
 		old = 0 // nobody is there any more
 	}
-	*head = old>>32<<32 | sourceBit(h) | uint64(idx)
+	head.word.Store(old>>32<<32 | sourceBit(h) | uint64(idx))
 }
 
 // remove takes e out of its chain.
 func (b *bySource) remove(e *conntrack.Entry) {
 	h := b.hash(e.Tuple(conntrack.Original))
 	s := b.shard(h)
+	s.mu.Lock()
 	defer s.mu.Unlock()
 	after, before := e.NAT[next], e.NAT[prev]
 	if before == isFirst {
 		head := s.head(h)
-		*head = *head>>32<<32 | uint64(after)
+		head.word.Store(head.word.Load()>>32<<32 | uint64(after))
 	} else {
 		b.table.At(before).NAT[next] = after
 	}
@@ -128,12 +134,12 @@ func (b *bySource) remove(e *conntrack.Entry) {
 func (b *bySource) find(orig *conntrack.Tuple, t *conntrack.Tuple, r *Range) bool {
 	h := b.hash(orig)
 	s := b.shard(h)
-	defer s.mu.Unlock()
-	head := s.head(h)
-	if head == nil || *head&sourceBit(h) == 0 {
+	if s.head(h).word.Load()&sourceBit(h) == 0 {
 		return false
 	}
-	i := uint32(*head)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	i := s.head(h).First()
 	for n := 0; i != 0 && n < maxSources; n++ {
 		e := b.table.At(i)
 		if sameSource(e.Tuple(conntrack.Original), orig) {
@@ -153,6 +159,7 @@ func (b *bySource) find(orig *conntrack.Tuple, t *conntrack.Tuple, r *Range) boo
 // change runs f, which changes the reply tuple of e, while nobody looks at it.
 func (b *bySource) change(e *conntrack.Entry, f func()) {
 	s := b.shard(b.hash(e.Tuple(conntrack.Original)))
+	s.mu.Lock()
 	defer s.mu.Unlock()
 	f()
 }
@@ -168,23 +175,26 @@ func (b *bySource) len() (n int) {
 	return n
 }
 
-// grow doubles a shard's heads; a shard is a 256th of the whole, so this is short.
-func (s *sourceShard) grow(b *bySource) {
-	old := s.heads
-	s.heads = make([]uint64, max(8, 2*len(old)))
+// grow gives a shard n heads; a shard is a 256th of the whole, so this is short.
+// Who reads a bit meanwhile may read it of the old ones, which stay as they were.
+func (s *sourceShard) grow(b *bySource, n int) {
+	old := *s.heads.Load()
+	heads := make([]SourceHead, n)
 	for i := range old {
 		// From the back, so that each chain keeps its order.
 		last := uint32(0)
-		for j := uint32(old[i]); j != 0; j = b.table.At(j).NAT[next] {
+		for j := old[i].First(); j != 0; j = b.table.At(j).NAT[next] {
 			last = j
 		}
 		for last != 0 {
 			e := b.table.At(last)
 			before := e.NAT[prev]
-			s.push(b.table, b.hash(e.Tuple(conntrack.Original)), e, last)
+			h := b.hash(e.Tuple(conntrack.Original))
+			push(b.table, &heads[h/sourceShards&uint64(n-1)], h, e, last)
 			if last = before; before == isFirst {
 				last = 0
 			}
 		}
 	}
+	s.heads.Store(&heads)
 }

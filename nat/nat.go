@@ -51,6 +51,13 @@ func doneBit(m Manip) conntrack.Status {
 	return conntrack.DstNATDone
 }
 
+func changedBit(m Manip) conntrack.Status {
+	if m == Src {
+		return conntrack.SrcNAT
+	}
+	return conntrack.DstNAT
+}
+
 func dirOf(p *packet.Packet) conntrack.Dir {
 	if p.CtInfo.Reply() {
 		return conntrack.Reply
@@ -176,6 +183,7 @@ func (n *NAT) settle(w *conntrack.Worker, e *conntrack.Entry, idx uint32, r *Ran
 
 // assign makes t the binding of e, of index idx, whose packets look like cur so far.
 func (n *NAT) assign(w *conntrack.Worker, e *conntrack.Entry, idx uint32, cur, t *conntrack.Tuple, m Manip) {
+	set := doneBit(m)
 	if *t != *cur {
 		reply := backward(t, e.Tuple(conntrack.Reply))
 		if e.Linked() {
@@ -183,17 +191,20 @@ func (n *NAT) assign(w *conntrack.Worker, e *conntrack.Entry, idx uint32, cur, t
 		} else {
 			w.AlterReply(e, reply)
 		}
-		bit := conntrack.DstNAT
-		if m == Src {
-			bit = conntrack.SrcNAT
-			if !e.Linked() {
-				n.sources.add(e, idx)
-				e.SetLinked()
-			}
+		if m == Src && !e.Linked() {
+			n.sources.add(e, idx)
+			e.SetLinked()
 		}
-		e.SetStatus(bit)
+		set |= changedBit(m)
 	}
-	e.SetStatus(doneBit(m))
+	e.SetStatus(set)
+}
+
+// SourceHead is the head of the chain that a new connection of u's source will be
+// looked for in: what is to be near by then.
+func (n *NAT) SourceHead(u *conntrack.Tuple) *SourceHead {
+	h := n.sources.hash(u)
+	return n.sources.shard(h).head(h)
 }
 
 // forget is called once for a connection with bindings when it goes.

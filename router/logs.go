@@ -98,8 +98,13 @@ func (r *Router) logInvalid(msg string, p *packet.Packet) {
 
 // logFull says, as Linux does and as seldom (net.core.message_burst in
 // net.core.message_cost seconds), that connections find no room.
-func (r *Router) logFull() {
-	if r.fullLimit.Allow() {
-		r.logs.add(levelWarning, "nf_conntrack: nf_conntrack: table full, dropping packet")
+func (r *Router) logFull(now int64) {
+	if now < r.fullQuiet.Load() {
+		return
 	}
+	if !r.fullLimit.Allow() {
+		r.fullQuiet.Store(now + 10e6) // in a flood, to ask each time costs more than the packet
+		return
+	}
+	r.logs.add(levelWarning, "nf_conntrack: nf_conntrack: table full, dropping packet")
 }

@@ -1,7 +1,10 @@
 package router
 
 import (
+	"sync/atomic"
+
 	"sluice/hooks"
+	"sluice/nat"
 	"sluice/netstack"
 	"sluice/packet"
 )
@@ -50,7 +53,8 @@ func (w *worker) receiveAll(ps []*packet.Packet) {
 	}
 }
 
-// touch brings near what the probes of a batch will look at: buckets, then entries.
+// touch brings near what the packets of a batch will look at: buckets, then
+// entries; or, where a connection begins, what that will write to.
 func (w *worker) touch(aimed []bool) {
 	x := uint64(0)
 	for i, ok := range aimed {
@@ -68,7 +72,32 @@ func (w *worker) touch(aimed []bool) {
 			x ^= uint64(w.probes[i].TouchEntry())
 		}
 	}
+	if w.ct.MayBegin() {
+		x ^= w.touchNew(aimed)
+	}
 	w.sink = x
+}
+
+// touchNew is touch for the packets that begin connections.
+func (w *worker) touchNew(aimed []bool) (x uint64) {
+	n := 0
+	var heads [batchSize]*nat.SourceHead
+	var buckets [batchSize]*atomic.Uint64
+	for i, ok := range aimed {
+		if pr := &w.probes[i]; ok && pr.Strange() {
+			heads[n], buckets[n] = w.r.nat.SourceHead(pr.Tuple()), w.ct.ReplyBucket(pr)
+			n++
+		}
+	}
+	for i := range n {
+		x ^= uint64(heads[i].First()) ^ buckets[i].Load()
+	}
+	for _, h := range heads[:n] {
+		if first := h.First(); first != 0 {
+			x ^= uint64(w.r.ct.At(first).Status())
+		}
+	}
+	return x ^ w.ct.TouchFree(n)
 }
 
 func (w *worker) prerouting(p *packet.Packet) bool {

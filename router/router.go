@@ -101,6 +101,7 @@ type Router struct {
 	reloads   int
 	early     map[string]bool // tunables that apply has set before the interfaces
 	fullLimit *rate.Limiter
+	fullQuiet atomic.Int64              // before that, ns on the clock, fullLimit allows nothing
 	lostDrops [packet.MaxReasons]uint64 // of workers' ports that are gone
 
 	lost     chan *link    // devices that went away

@@ -23,6 +23,7 @@ func (w *worker) wait(events []unix.EpollEvent, idle bool) (n int, err error) {
 	defer func() {
 		w.rested = w.r.clock() - since
 		w.waited += w.rested
+		w.ct.Rested(w.rested)
 	}()
 	for spin := int64(w.r.busyPoll); spin > 0; {
 		if n, err = w.poll(events, 0); n > 0 || w.r.rings.Waiting(w.id) || w.r.clock()-since > spin {

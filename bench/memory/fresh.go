@@ -17,11 +17,16 @@ type fresh struct {
 	established []byte
 	at          int
 	flood       bool
+	frames      []byte // of new flows, or of new and established ones in turn, made ahead
 	sent        uint64
 }
 
-// roomForFlows bounds what a run leaves in the table; then it is emptied, unmeasured.
-const roomForFlows = 1 << 19
+const (
+	// roomForFlows bounds what a run leaves in the table; then it is emptied, unmeasured.
+	roomForFlows = 1 << 19
+	// aheadFrames are made at once, unmeasured.
+	aheadFrames = 1 << 16
+)
 
 func newFresh(rules, established int, flood bool) (Run, error) {
 	cfg := config(rules, 1)
@@ -32,9 +37,8 @@ func newFresh(rules, established int, flood bool) (Run, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &fresh{bed: b, flood: flood}
+	f := &fresh{bed: b, flood: flood, frames: make([]byte, aheadFrames*frameLen)}
 	if established == 0 {
-		b.lan.queues[0].made = f.start
 		return f, nil
 	}
 	if err := f.establish(established); err != nil {
@@ -45,10 +49,11 @@ func newFresh(rules, established int, flood bool) (Run, error) {
 		b.lan.queues[0].frames = f.established
 		return f, nil
 	}
-	b.lan.queues[0].made = f.both
 	// Fill the table.
-	b.lan.queues[0].left = 4 << 16
-	b.step()
+	for range 4 << 16 / aheadFrames {
+		f.ahead(aheadFrames)
+		b.step()
+	}
 	f.sent = b.r.Status().Forwarded
 	return f, nil
 }
@@ -60,15 +65,20 @@ func (f *fresh) start(b []byte) {
 	flow{10<<24 | 1<<16 + n%0x7f0000, 9<<24 | 9<<16 + n*0x9e37%60013, uint16(1024 + n%60000), uint16(1024 + n>>16)}.put(b)
 }
 
-// both takes turns between new flows and established ones.
-func (f *fresh) both(b []byte) {
-	if f.at&1 == 0 {
-		f.start(b)
-	} else {
-		at := f.at >> 1 % (len(f.established) / frameLen) * frameLen
-		copy(b, f.established[at:at+frameLen])
+// ahead makes the next n frames ready: of new flows or, with established flows,
+// of either in turn.
+func (f *fresh) ahead(n int) {
+	for i := range n {
+		b := f.frames[i*frameLen:][:frameLen]
+		if f.established == nil || i&1 == 0 {
+			f.start(b)
+			continue
+		}
+		copy(b, f.established[f.at:])
+		f.at = (f.at + frameLen) % len(f.established)
 	}
-	f.at++
+	lan := f.lan.queues[0]
+	lan.frames, lan.next, lan.left = f.frames[:n*frameLen], 0, n
 }
 
 // establish makes flows that are answered and assured.
@@ -94,26 +104,33 @@ func (f *fresh) establish(n int) error {
 
 func (f *fresh) Do(n int) (time.Duration, error) {
 	var d time.Duration
-	lan := f.lan.queues[0]
-	if f.established != nil {
-		lan.left = 2 * n
-		d = f.step()
-		got := f.r.Status().Forwarded - f.sent
-		f.sent += got
-		if got < uint64(n) {
-			return d, fmt.Errorf("%d of %d established packets were forwarded", got, n)
+	if f.established == nil {
+		f.sent += uint64(n)
+		for n > 0 {
+			if f.r.Conntrack().Count() >= roomForFlows {
+				f.r.Conntrack().Flush()
+			}
+			m := min(n, aheadFrames)
+			n -= m
+			f.ahead(m)
+			d += f.step()
 		}
-		return d, nil
+		return d, f.expect(f.sent)
 	}
-	for n > 0 {
-		if f.r.Conntrack().Count() >= roomForFlows {
-			f.r.Conntrack().Flush()
+	for left := 2 * n; left > 0; {
+		m := min(left, aheadFrames)
+		left -= m
+		if f.flood {
+			f.ahead(m)
+		} else {
+			f.lan.queues[0].left = m
 		}
-		m := min(n, roomForFlows/4)
-		n -= m
-		lan.left = m
 		d += f.step()
-		f.sent += uint64(m)
 	}
-	return d, f.expect(f.sent)
+	got := f.r.Status().Forwarded - f.sent
+	f.sent += got
+	if got < uint64(n) {
+		return d, fmt.Errorf("%d of %d established packets were forwarded", got, n)
+	}
+	return d, nil
 }
