@@ -161,7 +161,7 @@ func (c *helpCall) expectation(proto uint8, src *[16]byte, dst [16]byte, port ui
 	o := &c.e.orig
 	x := &Expectation{Tuple: Tuple{Dst: dst, DstPort: port, Zone: c.e.Tuple(c.dir.Other()).Zone, Proto: proto, Family: o.Family}}
 	if src != nil {
-		x.Tuple.Src, x.Mask.Src = *src, fullMask(o.Family)
+		x.Tuple.Src, x.Mask.Src = *src, packet.FullMask(o.Family)
 	}
 	return x
 }
@@ -175,22 +175,11 @@ func helpTFTP(c *helpCall) bool {
 	if op := be.Uint16(b[8:]); op != 1 && op != 2 { // RRQ, WRQ (RFC 1350)
 		return true
 	}
-	x := &Expectation{Tuple: c.e.reply, Mask: TupleMask{Src: fullMask(c.e.reply.Family)}}
+	x := &Expectation{Tuple: c.e.reply, Mask: TupleMask{Src: packet.FullMask(c.e.reply.Family)}}
 	x.Tuple.SrcPort = 0
 	if c.translated {
 		// The server answers the port that the client's request was given.
 		x.Follow, x.NATDir, x.SavedPort = FollowMaster, Original, c.e.orig.SrcPort
 	}
 	return c.expect(x)
-}
-
-func fullMask(family uint8) (m [16]byte) {
-	n := 16
-	if family == packet.IPv4 {
-		n = 4
-	}
-	for i := range n {
-		m[i] = 0xff
-	}
-	return m
 }

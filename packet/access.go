@@ -46,6 +46,18 @@ func AddrBytes(a netip.Addr) (b [16]byte) {
 	return a.As16()
 }
 
+// FullMask is the mask of an address of its own, which is also a family's last address.
+func FullMask(family uint8) (m [16]byte) {
+	n := 16
+	if family == IPv4 {
+		n = 4
+	}
+	for i := range n {
+		m[i] = 0xff
+	}
+	return m
+}
+
 // SrcAddr is the source address.
 func (p *Packet) SrcAddr() netip.Addr { return Addr(p.Family, p.Src()) }
 

@@ -385,13 +385,8 @@ func expectLine(t *conntrack.Table, x *conntrack.Expectation) string {
 }
 
 func expectMask(x *conntrack.Expectation) conntrack.Tuple {
-	m := conntrack.Tuple{Src: x.Mask.Src, SrcPort: x.Mask.SrcPort, DstPort: 0xffff, Proto: x.Tuple.Proto, Family: x.Tuple.Family}
-	for i := range m.Dst {
-		if i < 4 || x.Tuple.Family == packet.IPv6 {
-			m.Dst[i] = 0xff
-		}
-	}
-	return m
+	return conntrack.Tuple{Src: x.Mask.Src, Dst: packet.FullMask(x.Tuple.Family), SrcPort: x.Mask.SrcPort, DstPort: 0xffff,
+		Proto: x.Tuple.Proto, Family: x.Tuple.Family}
 }
 
 // expectXML prints an expectation as one <flow> element; typ is what it says of an event.

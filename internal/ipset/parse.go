@@ -264,7 +264,7 @@ func createOption(t *ipset.Type, o *ipset.Options, name, val string) error {
 		switch ip.addr {
 		case [16]byte{}:
 			return kernel(cmdCreate, ipset.ErrInvalidNetmask)
-		case allOnes(o.Family): // as a netmask of the full width: none
+		case packet.FullMask(o.Family): // as a netmask of the full width: none
 		default:
 			o.Bitmask, o.HasBitmask = ip.addr, true
 		}
@@ -292,18 +292,6 @@ func createOption(t *ipset.Type, o *ipset.Options, name, val string) error {
 		}
 	}
 	return nil
-}
-
-// allOnes is the last address of a family.
-func allOnes(family uint8) (a [16]byte) {
-	n := 4
-	if family == packet.IPv6 {
-		n = 16
-	}
-	for i := range n {
-		a[i] = 0xff
-	}
-	return a
 }
 
 // parseRange reads the range of a bitmap.

@@ -84,15 +84,7 @@ var matchRecent = &tables.Match{
 			a.Set("rsource", tables.Value{})
 		}
 		if !a.Has("mask") {
-			m := tables.Value{Lo: uint64(a.Family)}
-			n := 16
-			if a.Family == packet.IPv4 {
-				n = 4
-			}
-			for i := range n {
-				m.A[i] = 0xff
-			}
-			a.Set("mask", m)
+			a.Set("mask", tables.Value{A: packet.FullMask(a.Family), Lo: uint64(a.Family)})
 		}
 		return nil
 	},
@@ -193,12 +185,7 @@ func recentOp(a *tables.Args) int {
 }
 
 // full is a mask that leaves an address of either family as it is.
-var full = func() (m [16]byte) {
-	for i := range m {
-		m[i] = 0xff
-	}
-	return m
-}()
+var full = packet.FullMask(packet.IPv6)
 
 var recentLists shared[recentList]
 

@@ -47,12 +47,9 @@ func (hmarkTuple) Args() int { return 1 }
 
 func (hmarkTuple) Parse(o *tables.OptionContext, text []string, v *tables.Value) error {
 	a := o.Args
-	full := tables.Value{Hi: 32, B: [16]byte{0xff, 0xff, 0xff, 0xff}, Lo: uint64(o.Family)}
+	full := tables.Value{Hi: 32, B: packet.FullMask(o.Family), Lo: uint64(o.Family)}
 	if o.Family == packet.IPv6 {
 		full.Hi = 128
-		for i := range full.B {
-			full.B[i] = 0xff
-		}
 	}
 	rest, more := text[0], true
 	for more {
