@@ -159,9 +159,6 @@ func (e *Engine) compileRule(r *Rule) (err error) {
 		r.state = &ruleState{}
 	}
 	st := r.state
-	if st.compiled {
-		return nil
-	}
 	defer func() {
 		if err != nil {
 			st.end()
@@ -329,16 +326,15 @@ func (e *Engine) compileChain(t *Table, c *Chain) error {
 			}
 			edges.add(k, edge{r.Jump, !r.Goto, i})
 		}
-		fresh := r.state == nil || !r.state.compiled
-		if name, detail := r.outOfPlace(t.ID); detail != "" { // before what else an extension says
-			return fail(syscall.EINVAL, name, detail)
-		}
-		if err := e.compileRule(r); err != nil {
-			no := syscall.EINVAL
-			errors.As(err, &no)
-			return fail(no, r.TargetName(), err.Error())
-		}
-		if fresh {
+		if r.state == nil || !r.state.compiled {
+			if name, detail := r.outOfPlace(t.ID); detail != "" { // before what else an extension says
+				return fail(syscall.EINVAL, name, detail)
+			}
+			if err := e.compileRule(r); err != nil {
+				no := syscall.EINVAL
+				errors.As(err, &no)
+				return fail(no, r.TargetName(), err.Error())
+			}
 			r.state.id = e.counters.alloc()
 			e.fresh = append(e.fresh, r)
 		}
@@ -350,20 +346,20 @@ func (e *Engine) compileChain(t *Table, c *Chain) error {
 
 // outOfPlace is the rule's first extension that is not for the table, and why.
 func (r *Rule) outOfPlace(id TableID) (name, detail string) {
-	at := Place{Table: id}
+	const refusal = "%s %s cannot be used in table %s"
 	for _, m := range r.Matches {
-		if s := at.allowed("match", m.Ext.Name, m.Ext.Tables, 0, nil); s != "" {
-			return m.Ext.Name, s
+		if !m.Ext.Tables.Has(id) {
+			return m.Ext.Name, fmt.Sprintf(refusal, "match", m.Ext.Name, id)
 		}
 	}
-	if u := r.Target; u != nil {
-		return u.Ext.Name, at.allowed("target", u.Ext.Name, u.Ext.Tables, 0, nil)
+	if u := r.Target; u != nil && !u.Ext.Tables.Has(id) {
+		return u.Ext.Name, fmt.Sprintf(refusal, "target", u.Ext.Name, id)
 	}
 	return "", ""
 }
 
-// checkChain makes the kernel's checks of a chain's rules for the hooks that it
-// is reachable from.
+// checkChain makes the kernel's checks of a chain's rules that depend on the hooks
+// that it is reachable from, and the extensions' own.
 func checkChain(t *Table, c *Chain, reach hooks.Mask) error {
 	k := c.code
 	if k.hooks != int(reach) {
@@ -379,7 +375,7 @@ func checkChain(t *Table, c *Chain, reach hooks.Mask) error {
 		}
 		fail := func(name, detail string) error { return refuse(name, errors.New(detail)) }
 		for _, m := range r.Matches {
-			if s := at.allowed("match", m.Ext.Name, m.Ext.Tables, m.Ext.Hooks, m.Ext.Protos); s != "" {
+			if s := at.allowed("match", m.Ext.Name, m.Ext.Hooks, m.Ext.Protos); s != "" {
 				return fail(m.Ext.Name, s)
 			}
 			if m.Ext.Check != nil {
@@ -389,7 +385,7 @@ func checkChain(t *Table, c *Chain, reach hooks.Mask) error {
 			}
 		}
 		if u := r.Target; u != nil {
-			if s := at.allowed("target", u.Ext.Name, u.Ext.Tables, u.Ext.Hooks, u.Ext.Protos); s != "" {
+			if s := at.allowed("target", u.Ext.Name, u.Ext.Hooks, u.Ext.Protos); s != "" {
 				return fail(u.Ext.Name, s)
 			}
 			if u.Ext.Check != nil {
@@ -403,10 +399,8 @@ func checkChain(t *Table, c *Chain, reach hooks.Mask) error {
 	return nil
 }
 
-func (at *Place) allowed(what, name string, ts TableMask, hs hooks.Mask, protos []uint8) string {
+func (at *Place) allowed(what, name string, hs hooks.Mask, protos []uint8) string {
 	switch {
-	case !ts.Has(at.Table):
-		return fmt.Sprintf("%s %s cannot be used in table %s", what, name, at.Table)
 	case hs != 0 && at.Hooks&^hs != 0:
 		return fmt.Sprintf("%s %s cannot be used in a chain that is reached from %s", what, name, hooks.Hook(bits.TrailingZeros8(uint8(at.Hooks&^hs))))
 	case len(protos) > 0 && !at.Has(protos...):

@@ -64,6 +64,26 @@ func TestRefusedCommitChangesNothing(t *testing.T) {
 	}
 }
 
+// An extension that is not for the table is told first, then what extensions say
+// when they are compiled, and then who is out of place in the chain.
+func TestOutOfPlace(t *testing.T) {
+	r := newRig(t, packet.IPv4)
+	r.must("nat -N n", "nat -A PREROUTING -j n")
+	for _, c := range []struct{ edit, target, detail string }{
+		{"filter -A INPUT -m rpfilter -j ACCEPT", "rpfilter", "match rpfilter cannot be used in table filter"},
+		{"filter -A INPUT -m rpfilter -m set --match-set nosuch src -j ACCEPT", "rpfilter", "match rpfilter cannot be used in table filter"},
+		{"filter -A INPUT -m set --match-set nosuch src -j DNAT --to-destination 1.1.1.1", "DNAT", "target DNAT cannot be used in table filter"},
+		{"raw -A PREROUTING -p udp -m tcp -j DNAT --to-destination 1.1.1.1", "DNAT", "target DNAT cannot be used in table raw"},
+		{"nat -A n -j SNAT --to-source 1.1.1.1", "SNAT", "target SNAT cannot be used in a chain that is reached from PREROUTING"},
+		{"nat -A n -p udp -m tcp -j SNAT --to-source 1.1.1.1", "tcp", "match tcp needs its protocol given with -p"},
+	} {
+		var e *tables.EditError
+		if err := r.edit(c.edit); !errors.As(err, &e) || e.Errno != syscall.EINVAL || e.Target != c.target || e.Detail != c.detail {
+			t.Errorf("%s: %v, %+v", c.edit, err, e)
+		}
+	}
+}
+
 // As in Linux, a loop that no builtin chain leads to is let be.
 func TestUnreachableLoop(t *testing.T) {
 	r := newRig(t, packet.IPv4)
