@@ -281,8 +281,12 @@ func (w *worker) goOn(x *waiting, d *nfqueue.Decision, p *packet.Packet, why pac
 		}
 	}
 	w.outDev = x.outDev
-	if x.hook == hooks.Output && (p.Mark != mark || p.TOS() != tos || p.Src() != src || p.Dst() != dst) && !w.reroute(p) {
-		return false
+	if x.hook == hooks.Output {
+		// Unlike behind mangle, Linux compares no traffic class and no hop limit here.
+		changed := p.Mark != mark || p.Src() != src || p.Dst() != dst || p.TOS() != tos && p.Family == packet.IPv4
+		if changed && !w.reroute(p) {
+			return false
+		}
 	}
 	switch w.runFrom(x.hook, p, x.priority, d.Verdict == nfqueue.Repeat) {
 	case hooks.Stolen:
