@@ -921,8 +921,16 @@ func TestTunables(t *testing.T) {
 	}
 }
 
+// shortWriter takes one byte less than it is asked to, and says so without an error.
+type shortWriter struct{ took int64 }
+
+func (w *shortWriter) Write(b []byte) (int, error) {
+	w.took += int64(len(b) - 1)
+	return len(b) - 1, nil
+}
+
 // TestCopy: io.Copy from a connection gives all of it, whether it is kept or
-// thrown away, and heeds the read deadline.
+// thrown away, heeds the read deadline, and ends at a writer that takes less.
 func TestCopy(t *testing.T) {
 	w := newWire(t, nil, twoHosts...)
 	ln, err := w.hosts[1].Listen("tcp", ap("10.0.0.2:7"), Owner{})
@@ -962,6 +970,12 @@ func TestCopy(t *testing.T) {
 		var timeout net.Error
 		if n, err := io.Copy(to, in); !errors.As(err, &timeout) || !timeout.Timeout() || n != 0 {
 			t.Errorf("%s, behind the deadline: %d bytes, %v", name, n, err)
+		}
+		in.SetReadDeadline(time.Time{})
+		out.(interface{ CloseWrite() error }).CloseWrite()
+		var short shortWriter
+		if n, err := io.Copy(&short, in); err != io.ErrShortWrite || n != short.took {
+			t.Errorf("to a short writer: %d bytes of %d, %v", n, short.took, err)
 		}
 		in.Close()
 		out.Close()
