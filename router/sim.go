@@ -170,9 +170,9 @@ func (r *Router) Sim() (*Sim, error) {
 		return nil, err
 	}
 	var sets, errs strings.Builder
-	ipset.Run(r.sets, []string{"ipset", "save"}, strings.NewReader(""), &sets, &errs, nil)
-	ipset.Run(s.r.sets, []string{"ipset", "flush"}, strings.NewReader(""), &errs, &errs, nil)
-	if ipset.Run(s.r.sets, []string{"ipset", "restore", "-exist"}, strings.NewReader(sets.String()), &errs, &errs, nil) != 0 {
+	ipset.Run(r.sets, []string{"ipset", "save"}, strings.NewReader(""), &sets, &errs, nil, nil)
+	ipset.Run(s.r.sets, []string{"ipset", "flush"}, strings.NewReader(""), &errs, &errs, nil, nil)
+	if ipset.Run(s.r.sets, []string{"ipset", "restore", "-exist"}, strings.NewReader(sets.String()), &errs, &errs, nil, nil) != 0 {
 		s.Close()
 		return nil, fmt.Errorf("copying the sets: %s", errs.String())
 	}

@@ -136,32 +136,23 @@ func (b *borrowedCall) run(ctx context.Context, stdin io.Reader, stdout, stderr 
 
 // ipset is a call of that program, with the files that its -f names.
 func (b *borrowedCall) ipset(ctx context.Context, path string, stdin io.Reader, stdout, stderr io.Writer) int {
-	files := ipsetcmd.ClientArgs(b.argv)
-	var f *os.File
-	var err error
-	switch {
-	case files.Input != "":
-		f, err = os.Open(files.Input)
-		stdin = f
-	case files.Output != "":
-		f, err = os.Create(files.Output)
-		stdout = f
-	}
-	if err != nil {
-		text, status := files.OpenError(err)
-		fmt.Fprint(stderr, text)
-		return status
-	}
-	if f != nil {
+	if name, ok := ipsetcmd.InputFile(b.argv); ok {
+		f, err := os.Open(name)
+		if err != nil {
+			return 255
+		}
 		defer f.Close()
+		stdin = f
 	}
-	status, err := control.Call(ctx, path, files.Args, stdin, stdout, stderr)
+	status, err := control.CallCreating(ctx, path, b.argv, stdin, stdout, stderr, createFile)
 	if err != nil {
 		fmt.Fprintf(stderr, "%s: %v\n", b.tool.name, err)
 		return b.failed
 	}
 	return status
 }
+
+func createFile(name string) (io.WriteCloser, error) { return os.Create(name) }
 
 // files are those that the command line names: they are the caller's, and the
 // router gets their content.
@@ -223,7 +214,7 @@ func (b *borrowedCall) alone(stdin io.Reader, stdout, stderr io.Writer) int {
 	case "iptables-xml", "iptables-apply", "ip6tables-apply":
 		return b.run(context.Background(), stdin, stdout, stderr)
 	case "ipset":
-		return ipsetcmd.Run(ipset.New(nil), b.argv, stdin, stdout, stderr, nil)
+		return ipsetcmd.Run(ipset.New(nil), b.argv, stdin, stdout, stderr, createFile, nil)
 	case "nfct":
 		return nfct.Run(conntrack.New(sysctl.NewSet(), conntrack.Options{}), b.argv, stdout, stderr)
 	case "conntrack":

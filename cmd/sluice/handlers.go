@@ -50,7 +50,8 @@ func (d *daemon) handlers(s *control.Server) {
 		return told(stderr, d.router.ServeQueue(num, o, stdin, stdout, ctx.Done()))
 	})
 	s.Handle("ipset", func(ctx context.Context, argv []string, stdin io.Reader, stdout, stderr io.Writer) int {
-		return ipset.Run(d.router.Sets(), argv, stdin, stdout, stderr, ctx.Done())
+		create := func(name string) (io.WriteCloser, error) { return control.Create(stdout, name) }
+		return ipset.Run(d.router.Sets(), argv, stdin, stdout, stderr, create, ctx.Done())
 	})
 	s.Handle("status", func(_ context.Context, argv []string, _ io.Reader, stdout, stderr io.Writer) int {
 		rep := report{Status: d.router.Status()}

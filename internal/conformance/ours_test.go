@@ -188,7 +188,7 @@ func (x *ourSide) iptables(in string, argv ...string) (code int, stdout, stderr 
 // ipset gives what the command printed.
 func (x *ourSide) ipset(in string, args ...string) string {
 	var out bytes.Buffer
-	ipset.Run(x.r.Sets(), append([]string{"ipset"}, args...), strings.NewReader(in), &out, &out, nil)
+	ipset.Run(x.r.Sets(), append([]string{"ipset"}, args...), strings.NewReader(in), &out, &out, nil, nil)
 	return out.String()
 }
 

@@ -6,7 +6,11 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
+	"slices"
 	"sync"
+
+	"golang.org/x/sys/unix"
 )
 
 // RefusedError is the router's answer to a request that it did not run.
@@ -18,6 +22,13 @@ func (e *RefusedError) Error() string { return e.Reason }
 // its exit status. stdin may be nil. A read from stdin may still be under way
 // when Call returns.
 func Call(ctx context.Context, path string, argv []string, stdin io.Reader, stdout, stderr io.Writer) (int, error) {
+	return CallCreating(ctx, path, argv, stdin, stdout, stderr, nil)
+}
+
+// CallCreating is Call for a command that may write files: create makes one, for
+// what the command prints from then on. A router of another user, who is not
+// root, gets only files that argv names.
+func CallCreating(ctx context.Context, path string, argv []string, stdin io.Reader, stdout, stderr io.Writer, create func(name string) (io.WriteCloser, error)) (int, error) {
 	request, err := encodeRequest(argv)
 	if err != nil {
 		return 0, err
@@ -38,6 +49,15 @@ func Call(ctx context.Context, path string, argv []string, stdin io.Reader, stdo
 		_ = writeFrame(c, kind, data)
 	}
 	send(frameRequest, request)
+	var file io.WriteCloser
+	shut := func() (err error) {
+		if file != nil {
+			err = file.Close()
+			file = nil
+		}
+		return err
+	}
+	defer shut()
 	var buf []byte
 	for {
 		var kind byte
@@ -52,7 +72,23 @@ func Call(ctx context.Context, path string, argv []string, stdin io.Reader, stdo
 		}
 		switch kind {
 		case frameOut:
-			_, err = stdout.Write(buf)
+			if file != nil {
+				_, err = file.Write(buf)
+			} else {
+				_, err = stdout.Write(buf)
+			}
+		case frameFile:
+			if err = shut(); err != nil || len(buf) == 0 {
+				break
+			}
+			why := os.ErrPermission
+			if name := string(buf); create != nil && (slices.Contains(argv, name) || trusted(c)) {
+				var f io.WriteCloser
+				if f, why = create(name); why == nil {
+					file = f
+				}
+			}
+			send(frameOpened, []byte(reason(why)))
 		case frameErr:
 			_, err = stderr.Write(buf)
 		case frameWant:
@@ -71,6 +107,32 @@ func Call(ctx context.Context, path string, argv []string, stdin io.Reader, stdo
 			return 0, err
 		}
 	}
+}
+
+// reason is an error for the other side; "": none.
+func reason(err error) string {
+	var pe *os.PathError
+	switch {
+	case err == nil:
+		return ""
+	case errors.As(err, &pe):
+		return pe.Err.Error()
+	}
+	return err.Error()
+}
+
+// trusted reports whether the router has the rights of this process anyway.
+func trusted(c net.Conn) bool {
+	raw, err := c.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		return false
+	}
+	yes := false
+	err = raw.Control(func(fd uintptr) {
+		cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+		yes = err == nil && (cred.Uid == 0 || cred.Uid == uint32(os.Geteuid()))
+	})
+	return yes && err == nil
 }
 
 // feed answers one wish for standard input.

@@ -10,10 +10,13 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // patience bounds waits for things that happen at once unless something is broken.
@@ -71,6 +74,92 @@ func TestCall(t *testing.T) {
 	}
 	if status, err := Call(within(t), s.Path, []string{"cat"}, nil, io.Discard, io.Discard); status != 42 || err != nil {
 		t.Errorf("without stdin: %d, %v", status, err)
+	}
+}
+
+// TestCreate: what a command prints goes to the files that it asks for, which the
+// client makes; where that fails, the command is told why.
+func TestCreate(t *testing.T) {
+	s := start(t, map[string]Handler{"write": func(_ context.Context, argv []string, stdin io.Reader, stdout, stderr io.Writer) int {
+		names, _ := io.ReadAll(stdin)
+		for _, name := range strings.Split(string(names), ",") {
+			f, err := Create(stdout, name)
+			if err != nil {
+				fmt.Fprintln(stderr, err)
+				continue
+			}
+			fmt.Fprint(f, "in ", filepath.Base(name))
+			f.Close()
+		}
+		fmt.Fprint(stdout, "after")
+		return 0
+	}})
+	dir := t.TempDir()
+	one, two := filepath.Join(dir, "one"), filepath.Join(dir, "two")
+	create := func(name string) (io.WriteCloser, error) { return os.Create(name) }
+	names := strings.Join([]string{one, "", filepath.Join(dir, "no", "x"), strings.Repeat("x", maxName+1), two}, ",")
+	var out, errs bytes.Buffer
+	status, err := CallCreating(within(t), s.Path, []string{"write"}, strings.NewReader(names), &out, &errs, create)
+	if want := "no such file or directory\nno such file or directory\nfile name too long\n"; status != 0 || err != nil || out.String() != "after" || errs.String() != want {
+		t.Errorf("status %d, %v, %q, %q", status, err, out.String(), errs.String())
+	}
+	for _, name := range []string{one, two} {
+		if b, err := os.ReadFile(name); err != nil || string(b) != "in "+filepath.Base(name) {
+			t.Errorf("%s: %q, %v", name, b, err)
+		}
+		os.Remove(name)
+	}
+	errs.Reset()
+	if _, err := Call(within(t), s.Path, []string{"write"}, strings.NewReader(one), io.Discard, &errs); err != nil || errs.String() != "permission denied\n" {
+		t.Errorf("a call that makes no files: %v, %q", err, errs.String())
+	}
+	if _, err := os.Stat(one); err == nil {
+		t.Error("and yet it made one")
+	}
+}
+
+// TestCreateForOthers: another user's router gets the files that the command line
+// names, and no others.
+func TestCreateForOthers(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to be another user")
+	}
+	path := fmt.Sprintf("@sluice-test-%d", os.Getpid())
+	listening := make(chan net.Listener)
+	go func() {
+		runtime.LockOSThread() // the thread ends with the goroutine
+		unix.RawSyscall(unix.SYS_SETRESUID, ^uintptr(0), 65534, ^uintptr(0))
+		l, err := net.Listen("unix", path)
+		if err != nil {
+			t.Error(err)
+		}
+		listening <- l
+	}()
+	l := <-listening
+	if l == nil {
+		return
+	}
+	s := &Server{l: l.(*net.UnixListener), slots: make(chan struct{}, 1), handlers: map[string]Handler{"write": func(_ context.Context, argv []string, _ io.Reader, stdout, stderr io.Writer) int {
+		for _, name := range argv[1:] {
+			if _, err := Create(stdout, strings.TrimPrefix(name, "not:")); err != nil {
+				fmt.Fprint(stderr, err)
+				return 1
+			}
+		}
+		return 0
+	}}}
+	s.ctx, s.stop = context.WithCancel(context.Background())
+	go s.Serve()
+	defer s.Close()
+	made := ""
+	create := func(name string) (io.WriteCloser, error) {
+		made += name + " "
+		return os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+	}
+	var errs bytes.Buffer
+	status, err := CallCreating(within(t), path, []string{"write", "one", "not:two"}, nil, io.Discard, &errs, create)
+	if status != 1 || err != nil || errs.String() != "permission denied" || made != "one " {
+		t.Errorf("status %d, %v, %q; made %q", status, err, errs.String(), made)
 	}
 }
 
@@ -259,6 +348,7 @@ func TestRefusals(t *testing.T) {
 		{"length", "R\xff\xff\xff\xff", "1048576 are the most"},
 		{"text", "GET / HTTP/1.1\r\n\r\n", "65536 are the most"},
 		{"unasked input", frame('R', "\x01block\x00") + frame('I', "abc"), "nothing asked for"},
+		{"unasked answer", frame('R', "\x01block\x00") + frame('A', ""), "an answer that nothing asked for"},
 		{"second request", frame('R', "\x01block\x00") + frame('R', "\x01block\x00"), "where standard input belongs"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -362,7 +452,7 @@ func FuzzServer(f *testing.F) {
 	for _, s := range []string{
 		"", "R", frame('R', "\x01cat\x00"), frame('R', "\x01cat\x00") + frame('I', "hello") + frame('E', ""),
 		frame('R', "\x01cat\x00a\x00") + frame('S', "x"), frame('R', "\x01\x00"), "R\x00\x00\x00\x05\x01ab",
-		frame('R', "\x02cat\x00"), "I\x00\x01\x00\x01", frame('F', "no"), frame('R', "\x01dog\x00"),
+		frame('R', "\x02cat\x00"), "I\x00\x01\x00\x01", frame('F', "no"), frame('R', "\x01cat\x00") + frame('A', ""), frame('R', "\x01dog\x00"),
 	} {
 		f.Add([]byte(s))
 	}

@@ -5,8 +5,9 @@
 // big-endian uint32 length, and that many bytes. The client begins with a
 // request. Standard input is sent only when the command asks for it, one frame
 // for each wish, so a command that reads nothing takes nothing from a terminal,
-// and a router never holds more than one frame of it. The router ends with the
-// exit status, or with a refusal in words.
+// and a router never holds more than one frame of it. What a command prints may
+// go to a file, which the client makes. The router ends with the exit status, or
+// with a refusal in words.
 package control
 
 import (
@@ -23,7 +24,9 @@ const (
 	frameRequest byte = 'R' // to the router: version byte, then the arguments, each with a NUL behind it
 	frameInput   byte = 'I' // to the router: standard input
 	frameEnd     byte = 'E' // to the router: standard input has ended
+	frameOpened  byte = 'A' // to the router: the answer to frameFile: nothing, or why it cannot be
 	frameWant    byte = 'W' // to the client: the command waits for standard input
+	frameFile    byte = 'N' // to the client: the file that standard output goes to, made anew; no name: not to a file again
 	frameOut     byte = 'O' // to the client: standard output
 	frameErr     byte = 'X' // to the client: standard error
 	frameExit    byte = 'S' // to the client: exit status, one byte; the last frame
@@ -34,6 +37,7 @@ const (
 	version    = 1
 	maxRequest = 1 << 20  // bytes of a request: as much as a command line of the kernel usually may have
 	maxData    = 64 << 10 // bytes of any other frame
+	maxName    = 4095     // bytes of a file's name, as PATH_MAX has it
 )
 
 // errFrame is what is wrong with a frame's form.

@@ -339,7 +339,7 @@ func (s *Server) converse(c net.Conn) {
 		c.SetReadDeadline(time.Time{})
 	}
 
-	out := &output{c: c, cancel: cancel}
+	out := &output{c: c, ctx: ctx, cancel: cancel, opened: make(chan string, 1)}
 	in := &input{ctx: ctx, out: out, frames: make(chan []byte, 1)}
 	gone := make(chan struct{})
 	go func() {
@@ -374,7 +374,10 @@ type output struct {
 	mu     sync.Mutex
 	c      net.Conn
 	done   bool
+	ctx    context.Context
 	cancel context.CancelFunc
+	asking bool        // for a file
+	opened chan string // the answer
 
 	patience time.Duration // how long one write may take; 0: as long as the client lives
 }
@@ -390,6 +393,53 @@ func Patience(w io.Writer, d time.Duration) {
 }
 
 var errGone = errors.New("the client is gone")
+
+// Create makes a file on the client's side, with the rights of its user. What is
+// written to stdout, which is what a Handler was given, goes there until the file
+// is closed.
+func Create(stdout io.Writer, name string) (io.WriteCloser, error) {
+	s, ok := stdout.(stream)
+	switch {
+	case !ok:
+		return nil, errors.ErrUnsupported
+	case name == "":
+		return nil, syscall.ENOENT
+	case len(name) > maxName:
+		return nil, syscall.ENAMETOOLONG
+	}
+	s.out.mu.Lock()
+	s.out.asking = true
+	s.out.mu.Unlock()
+	if err := s.out.send(frameFile, []byte(name)); err != nil {
+		return nil, err
+	}
+	select {
+	case why := <-s.out.opened:
+		if why != "" {
+			return nil, errors.New(why)
+		}
+		return file{s}, nil
+	case <-s.out.ctx.Done():
+		return nil, errGone
+	}
+}
+
+// file is what Create gives.
+type file struct{ stream }
+
+func (f file) Close() error { return f.out.send(frameFile, nil) }
+
+// answer passes the client's answer to Create on; false: nothing was asked.
+func (o *output) answer(why string) bool {
+	o.mu.Lock()
+	asked := o.asking
+	o.asking = false
+	o.mu.Unlock()
+	if asked {
+		o.opened <- why
+	}
+	return asked
+}
 
 func (o *output) send(kind byte, data []byte) error {
 	o.mu.Lock()
@@ -474,6 +524,12 @@ func (in *input) receive(c net.Conn) error {
 		kind, data, err := readFrame(c, nil)
 		if err != nil {
 			return err
+		}
+		if kind == frameOpened {
+			if !in.out.answer(string(data)) {
+				return errFrame("an answer that nothing asked for")
+			}
+			continue
 		}
 		in.mu.Lock()
 		wanted := in.wanted

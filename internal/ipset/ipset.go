@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"strings"
 
 	"sluice/tables/ipset"
@@ -85,7 +84,8 @@ type options struct {
 	exist, quiet, resolve, sorted, names, terse bool
 	mode                                        mode
 	hasMode                                     bool
-	file                                        string
+	hasFile                                     bool
+	file                                        *string // nil: what is listed goes to standard output
 }
 
 var optionNames = []struct {
@@ -119,6 +119,7 @@ type runner struct {
 	in          io.Reader
 	out         *bufio.Writer
 	err         io.Writer
+	files       func(name string) (io.WriteCloser, error)
 	stop        <-chan struct{}
 	line        int // of a restore, from 1
 	restoring   bool
@@ -174,10 +175,11 @@ func (r *runner) later(c cmd, set string, do func() error) error {
 }
 
 // Run is one call: argv[0] is the program's name. It returns the exit status.
-// stop ends a command that takes long; nil: never. Files that argv names are the
-// caller's to open: see ClientArgs.
-func Run(sets *ipset.Sets, argv []string, stdin io.Reader, stdout, stderr io.Writer, stop <-chan struct{}) int {
-	r := &runner{sets: sets, in: stdin, out: bufio.NewWriterSize(stdout, 1<<16), err: stderr, stop: stop}
+// create makes the files that list and save write to; nil: none. The file that restore reads
+// is the caller's to open: see InputFile. stop ends a command that takes long;
+// nil: never.
+func Run(sets *ipset.Sets, argv []string, stdin io.Reader, stdout, stderr io.Writer, create func(name string) (io.WriteCloser, error), stop <-chan struct{}) int {
+	r := &runner{sets: sets, in: stdin, out: bufio.NewWriterSize(stdout, 1<<16), err: stderr, files: create, stop: stop}
 	defer r.out.Flush()
 	return r.report(r.do(argv[1:]))
 }
@@ -293,7 +295,10 @@ func (o *options) set(name, val string) error {
 	case "terse":
 		o.terse = true
 	case "file":
-		o.file = val
+		if o.hasFile {
+			return usagef("-file option cannot be used when full io is activated")
+		}
+		o.hasFile, o.file = true, &val
 	}
 	return nil
 }
@@ -361,6 +366,13 @@ func (r *runner) command(o *options, args []string) error {
 			take()
 		}
 	}
+	if o.file != nil && (c == cmdList || c == cmdSave) { // before anything else can fail
+		end, err := r.into(*o.file)
+		if err != nil {
+			return err
+		}
+		defer end()
+	}
 	if c != cmdAdd && c != cmdDel {
 		if err := r.flush(); err != nil {
 			return err
@@ -422,6 +434,7 @@ func checkName(s string) error {
 // restore reads command lines up to the end.
 func (r *runner) restore() error {
 	r.restoring = true
+	r.opt.file = nil // the caller of Run reads it
 	defer func() { r.restoring = false }()
 	in := bufio.NewReaderSize(r.in, 1<<16)
 	for {
@@ -601,47 +614,14 @@ var errorText = map[ipset.Error]string{
 	ipset.ErrListRef:        "The set to which you referred with 'before' or 'after' is not added to the set.",
 }
 
-// ClientFiles are the files that a command line names, which the caller of Run
-// opens: the router gets their content.
-type ClientFiles struct {
-	Args          []string // what is left for Run
-	Input, Output string   // "": none
-}
-
-// ClientArgs finds them.
-func ClientArgs(argv []string) ClientFiles {
-	f := ClientFiles{Args: argv}
+// InputFile is the file that a command line restores from, which the caller of
+// Run opens and gives it as stdin; false: there is none.
+func InputFile(argv []string) (name string, ok bool) {
 	var o options
 	rest, err := o.take(argv[1:])
-	if err != nil || o.file == "" || len(rest) == 0 {
-		return f
+	if err != nil || o.file == nil || len(rest) == 0 {
+		return "", false
 	}
-	args := append([]string(nil), argv...)
-	for i := 1; i+1 < len(args); i++ {
-		if args[i] == "-f" || args[i] == "-file" || args[i] == "--file" {
-			args = append(args[:i], args[i+2:]...)
-			i--
-		}
-	}
-	switch c, _, _ := find(rest[0]); c {
-	case cmdRestore:
-		f.Args, f.Input = args, o.file
-	case cmdList, cmdSave:
-		f.Args, f.Output = args, o.file
-	}
-	return f
-}
-
-// OpenError is what ipset says of a file that it cannot open, and its exit status.
-func (f ClientFiles) OpenError(err error) (string, int) {
-	if f.Input != "" {
-		return "", 255
-	}
-	var pe *os.PathError
-	why := err.Error()
-	if errors.As(err, &pe) {
-		why = pe.Err.Error()
-		why = strings.ToUpper(why[:1]) + why[1:]
-	}
-	return fmt.Sprintf("%s: Cannot open %s for writing: %s\n", banner, f.Output, why), 1
+	c, _, _ := find(rest[0])
+	return *o.file, c == cmdRestore
 }

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -14,8 +16,8 @@ import (
 	"sluice/tables/ipset"
 )
 
-// real is ipset in a network namespace of its own.
-type real struct{ netns string }
+// real is ipset in a network namespace of its own; its files are in dir.
+type real struct{ netns, dir string }
 
 func newReal(t *testing.T) *real {
 	if os.Geteuid() != 0 {
@@ -25,7 +27,7 @@ func newReal(t *testing.T) *real {
 	if err != nil || !strings.HasPrefix(string(out), banner+",") {
 		t.Skipf("needs ipset 7.17, this is %q (%v)", out, err)
 	}
-	r := &real{fmt.Sprintf("slcips-%d", os.Getpid())}
+	r := &real{fmt.Sprintf("slcips-%d", os.Getpid()), t.TempDir()}
 	if out, err := exec.Command("ip", "netns", "add", r.netns).CombinedOutput(); err != nil {
 		t.Skipf("no network namespace: %v %s", err, out)
 	}
@@ -43,7 +45,7 @@ func (r *real) run(t *testing.T, stdin string, args ...string) (res result) {
 	t.Helper()
 	cmd := exec.Command("ip", append([]string{"netns", "exec", r.netns, "ipset"}, args...)...)
 	var out, errs bytes.Buffer
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &out, &errs
+	cmd.Dir, cmd.Stdin, cmd.Stdout, cmd.Stderr = r.dir, strings.NewReader(stdin), &out, &errs
 	err := cmd.Run()
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
@@ -52,10 +54,36 @@ func (r *real) run(t *testing.T, stdin string, args ...string) (res result) {
 	return result{out.String(), errs.String(), cmd.ProcessState.ExitCode()}
 }
 
+// ours is the program under test; what it writes to files is lost.
 func ours(s *ipset.Sets, stdin string, args ...string) result {
+	return oursIn(func(string) (io.WriteCloser, error) { return os.OpenFile(os.DevNull, os.O_WRONLY, 0) }, s, stdin, args...)
+}
+
+func oursIn(files func(name string) (io.WriteCloser, error), s *ipset.Sets, stdin string, args ...string) result {
 	var out, errs bytes.Buffer
-	status := Run(s, append([]string{"ipset"}, args...), strings.NewReader(stdin), &out, &errs, nil)
+	status := Run(s, append([]string{"ipset"}, args...), strings.NewReader(stdin), &out, &errs, files, nil)
 	return result{out.String(), errs.String(), status}
+}
+
+// withFiles takes what is in dir, and adds it to what a command printed.
+func (r result) withFiles(t *testing.T, dir string) result {
+	t.Helper()
+	es, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range es {
+		name := filepath.Join(dir, e.Name())
+		b, err := os.ReadFile(name)
+		if err == nil {
+			err = os.Remove(name)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.out += fmt.Sprintf("file %s:\n%s", e.Name(), b)
+	}
+	return r
 }
 
 var (
@@ -139,7 +167,8 @@ func lateBy(got, want string) string {
 	})
 }
 
-// TestCommands gives the real ipset and this one the same command lines.
+// TestCommands gives the real ipset and this one the same command lines, and
+// compares what they print, and the files that they make.
 // In testdata/commands a line that begins with "<" is standard input (\n for a
 // new line) for the next one, which may then be empty: no arguments.
 func TestCommands(t *testing.T) {
@@ -148,7 +177,9 @@ func TestCommands(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sets := ipset.New(nil)
+	sets, dir := ipset.New(nil), t.TempDir()
+	t.Chdir(dir)
+	files := func(name string) (io.WriteCloser, error) { return os.Create(name) }
 	input, n := "", 0
 	for i, line := range strings.Split(string(text), "\n") {
 		if in, ok := strings.CutPrefix(line, "<"); ok {
@@ -160,7 +191,7 @@ func TestCommands(t *testing.T) {
 		}
 		n++
 		args := shell(line)
-		want, got := k.run(t, input, args...), ours(sets, input, args...)
+		want, got := k.run(t, input, args...).withFiles(t, k.dir), oursIn(files, sets, input, args...).withFiles(t, dir)
 		if !slices.Contains(args, "-s") {
 			want, got = want.plain(), got.plain()
 		} else {

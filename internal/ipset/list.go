@@ -1,10 +1,15 @@
 package ipset
 
 import (
+	"bufio"
+	"errors"
 	"fmt"
+	"io"
 	"net"
+	"os"
 	"slices"
 	"strings"
+	"syscall"
 
 	"sluice/packet"
 	"sluice/tables"
@@ -266,6 +271,30 @@ func (r *runner) members(o *options, set *ipset.Set, p *printer, f func(elem str
 		}
 		f(p.elem(&all[i].e), fields(&all[i].e, &all[i].x))
 	}
+}
+
+// into makes a file, for what is printed until end is called.
+func (r *runner) into(name string) (end func(), err error) {
+	f, err := io.WriteCloser(nil), error(syscall.EPERM)
+	if r.files != nil {
+		f, err = r.files(name)
+	}
+	if err != nil {
+		var pe *os.PathError
+		if errors.As(err, &pe) {
+			err = pe.Err
+		}
+		why := err.Error()
+		return nil, fmt.Errorf("Cannot open %s for writing: %s", name, strings.ToUpper(why[:1])+why[1:])
+	}
+	r.out.Flush()
+	out := r.out
+	r.out = bufio.NewWriterSize(f, 1<<16)
+	return func() {
+		r.out.Flush()
+		f.Close()
+		r.out = out
+	}, nil
 }
 
 // list is list and save.
