@@ -56,12 +56,14 @@ func (r *real) run(t *testing.T, stdin string, args ...string) (res result) {
 
 // ours is the program under test; what it writes to files is lost.
 func ours(s *ipset.Sets, stdin string, args ...string) result {
-	return oursIn(func(string) (io.WriteCloser, error) { return os.OpenFile(os.DevNull, os.O_WRONLY, 0) }, s, stdin, args...)
+	return oursIn(noFiles, nil, s, stdin, args...)
 }
 
-func oursIn(files func(name string) (io.WriteCloser, error), s *ipset.Sets, stdin string, args ...string) result {
+func noFiles(string) (io.WriteCloser, error) { return os.OpenFile(os.DevNull, os.O_WRONLY, 0) }
+
+func oursIn(files func(name string) (io.WriteCloser, error), stop <-chan struct{}, s *ipset.Sets, stdin string, args ...string) result {
 	var out, errs bytes.Buffer
-	status := Run(s, append([]string{"ipset"}, args...), strings.NewReader(stdin), &out, &errs, files, nil)
+	status := Run(s, append([]string{"ipset"}, args...), strings.NewReader(stdin), &out, &errs, files, stop)
 	return result{out.String(), errs.String(), status}
 }
 
@@ -191,7 +193,7 @@ func TestCommands(t *testing.T) {
 		}
 		n++
 		args := shell(line)
-		want, got := k.run(t, input, args...).withFiles(t, k.dir), oursIn(files, sets, input, args...).withFiles(t, dir)
+		want, got := k.run(t, input, args...).withFiles(t, k.dir), oursIn(files, nil, sets, input, args...).withFiles(t, dir)
 		if !slices.Contains(args, "-s") {
 			want, got = want.plain(), got.plain()
 		} else {
