@@ -329,6 +329,27 @@ func TestRouter(t *testing.T) {
 		}
 	})
 
+	t.Run("files of ipset", func(t *testing.T) {
+		p.file("in.sets", "create s hash:ip\nadd s 1.2.3.4\n")
+		p.must("ipset", "restore", "-f", "in.sets")
+		p.must("ipset", "list", "-n", "-f", "one")
+		if status, out, errs := p.call("list -n -f two\nversion\n", "ipset", "-"); status != 0 || errs != "" || out != "ipset> ipset> ipset v7.17, protocol version: 7\nipset> " {
+			t.Errorf("ipset -: %d, %q, %q", status, out, errs)
+		}
+		for _, name := range []string{"one", "two"} {
+			if text, err := os.ReadFile(filepath.Join(p.dir, name)); err != nil || string(text) != "s\n" {
+				t.Errorf("%s: %q, %v", name, text, err)
+			}
+		}
+		if status, _, errs := p.call("", "ipset", "save", "-f", "no/such"); status != 1 || errs != "ipset v7.17: Cannot open no/such for writing: No such file or directory\n" {
+			t.Errorf("status %d, %q", status, errs)
+		}
+		if status, _, errs := p.call("", "ipset", "restore", "-f", "none.sets"); status != 255 || errs != "" {
+			t.Errorf("status %d, %q", status, errs)
+		}
+		p.must("ipset", "destroy")
+	})
+
 	t.Run("conntrack", func(t *testing.T) {
 		if status, out, errs := p.call("", "conntrack", "-C"); status != 0 || out != "0\n" || errs != "" {
 			t.Errorf("conntrack -C: %d, %q, %q", status, out, errs)
