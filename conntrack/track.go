@@ -464,11 +464,11 @@ func (t *Table) full() bool {
 
 // In a full table each new connection needs another one's place, and looking for
 // that costs as much as ten packets of a known connection. So a worker spends a
-// sixteenth of its time on it at most, and what it would have slept: a flood of
+// tenth of its time on it at most, and what it would have slept: a flood of
 // new flows leaves the rest to the others.
 const (
 	earlyDropCost = 1500 // ns, about, with the new connection in its place
-	spareShare    = 16
+	spareShare    = 10
 	maxSpare      = 512 * earlyDropCost
 )
 
