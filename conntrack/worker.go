@@ -55,7 +55,7 @@ func (w *Worker) Table() *Table { return w.t }
 // Begin opens a batch at now (the table's clock). Entries looked up from here
 // on stay as they are, whoever deletes them, until End.
 func (w *Worker) Begin(now int64) {
-	w.spare = min(w.spare+(now-w.now)/spareShare, maxSpare)
+	w.spare = min(w.spare+max(now-w.now, 0)/spareShare, maxSpare)
 	w.now, w.ms = now, uint32(now/1e6)
 	w.online.Store(w.t.epoch.Load())
 	if len(w.limbo) > 0 {

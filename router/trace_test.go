@@ -295,3 +295,22 @@ func withoutIDs(m map[string][]string) map[string][]string {
 }
 
 func describeAll(m map[string][]string) map[string][]string { return withoutIDs(m) }
+
+// TestSimIsNotFlooded: a Sim's worker is never busy, as its clock stands still: a
+// full table drops connections early whenever a packet wants room.
+func TestSimIsNotFlooded(t *testing.T) {
+	cfg := edge(nil)
+	cfg.Sysctl = append(cfg.Sysctl, SysctlConfig{Name: "net.netfilter.nf_conntrack_max", Value: "10000"})
+	s := sim(t, cfg)
+	for i := range 13000 {
+		s.one(t, "lan0", fmt.Sprintf("udp 10.0.1.2:%d > 203.0.113.9:53", 1+i))
+	}
+	for _, d := range s.r.Status().Drops {
+		if d.Reason == "conntrack.table_flooded" {
+			t.Errorf("%d packets were taken for a flood", d.Packets)
+		}
+	}
+	if n := s.r.Conntrack().Stats()[0].EarlyDrop; n < 1000 {
+		t.Errorf("%d connections were dropped early", n)
+	}
+}
