@@ -294,6 +294,7 @@ func (c *class) classify(ids []uint32, fs []fields, base uint32, used uint8) {
 	groups, of := []group{{}}, make([]uint32, len(ids)) // group 0: those that no field tells apart
 	at := make(map[value]uint32, len(ids)/2)
 	for i, id := range ids {
+		Yield(i)
 		f := &fs[id-base]
 		best, least := value{way: uint64(byNothing)}, uint32(len(ids))
 		if len(ids) > 1 && used == 0 {
@@ -340,6 +341,7 @@ func (c *class) classify(ids []uint32, fs []fields, base uint32, used uint8) {
 	// Wider prefixes come first, so that narrower ones find them.
 	slices.SortStableFunc(groups, func(a, b group) int { return int(a.of.bits()) - int(b.of.bits()) })
 	for i := range groups {
+		Yield(i)
 		g := &groups[i]
 		f := &fs[g.ids[0]-base]
 		for _, to := range c.places(f, g.of.by()) {

@@ -312,6 +312,7 @@ func (e *Engine) compileChain(t *Table, c *Chain) error {
 	k.ops = slices.Grow(k.ops, len(c.rules)-len(k.ops))
 	edges := k.edgeSet(len(c.rules) - len(k.ops))
 	for i := len(k.ops); i < len(c.rules); i++ {
+		Yield(i)
 		r := c.rules[i]
 		fail := func(no syscall.Errno, target, detail string) error {
 			return &EditError{Op: OpCommit, Errno: no, Table: t.ID, Chain: c.Name, Target: target, Rule: i + 1, Source: r.Source, Detail: detail}

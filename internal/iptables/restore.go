@@ -230,6 +230,7 @@ func (x *tool) parseSection(o restoreOptions, s *section) (cmds []*command, word
 	x.out, x.err = &sink{hold: true}, &sink{hold: true}
 	defer func() { x.out, x.err = out, errs }()
 	for i, l := range s.lines {
+		tables.Yield(i)
 		var c *command
 		if l.text[0] != '#' && l.text[0] != ':' {
 			x.line = l.n
@@ -270,6 +271,7 @@ func (x *tool) playSection(o restoreOptions, s *section, cmds []*command, words 
 		}
 	}
 	for i, l := range s.lines {
+		tables.Yield(i)
 		x.line = l.n
 		if w, ok := words[i]; ok {
 			x.out.WriteString(w.out)
