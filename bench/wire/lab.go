@@ -124,6 +124,7 @@ func (l *lab) start(ready string, argv ...string) (pid int, err error) {
 	}
 	l.undo = append(l.undo, func() {
 		c.Process.Signal(syscall.SIGTERM)
+		syscall.Kill(-c.Process.Pid, syscall.SIGCONT) // it may be paused
 		select {
 		case <-gone:
 		case <-time.After(3 * time.Second):

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 )
 
 // Addresses of every path.
@@ -24,7 +25,7 @@ type Path struct {
 
 	client, server *space
 	router         *space // nil: none of its own
-	pid            int    // of the router's process; 0: the kernel
+	pid            int    // of the router's process, which leads a group; 0: the kernel
 	socket         string // of sluice
 	local          bool   // the router has services of its own
 	forget         func() error
@@ -33,6 +34,17 @@ type Path struct {
 	metrics        []string                // what is measured; empty: all but the rootless paths' own
 	sink           *sink
 	start          func() error // runs `true` with such a network of its own; nil: it cannot
+}
+
+// pause stops the router's processes while others are measured: one may be at work
+// on what it was sent for seconds more. goOn lets them go on.
+func (p *Path) pause() { p.signal(syscall.SIGSTOP) }
+func (p *Path) goOn()  { p.signal(syscall.SIGCONT) }
+
+func (p *Path) signal(s syscall.Signal) {
+	if p.pid != 0 {
+		_ = syscall.Kill(-p.pid, s) // a group of its own, see lab.start
+	}
 }
 
 // Options choose what is run.

@@ -48,6 +48,7 @@ func Run(ctx context.Context, plan *Plan, rep *report.Report) error {
 			fmt.Fprintf(plan.Log, "%s: %v\n", p.Name, err)
 			continue
 		}
+		p.pause()
 		ps = append(ps, p)
 	}
 	if len(ps) == 0 {
@@ -69,7 +70,10 @@ func Run(ctx context.Context, plan *Plan, rep *report.Report) error {
 			}
 			p := ps[(i+round)%len(ps)]
 			t := time.Now()
-			if err := plan.measure(p, rep, first+round); err != nil {
+			p.goOn()
+			err := plan.measure(p, rep, first+round)
+			p.pause()
+			if err != nil {
 				rep.Notes = append(rep.Notes, fmt.Sprintf("%s, round %d: %v", p.Title, first+round+1, err))
 				fmt.Fprintf(plan.Log, "%s: %v\n", p.Name, err)
 			}
