@@ -202,6 +202,8 @@ func (d *den) slirp(argv0 string, args ...string) *slirp {
 	d.T.Cleanup(func() { exit.Close() })
 	ready.SetReadDeadline(time.Now().Add(2 * deadline))
 	if b, err := io.ReadAll(ready); err != nil || string(b) != "1" {
+		syscall.Kill(-p.Cmd.Process.Pid, syscall.SIGQUIT) // where does it hang?
+		p.Wait(deadline)
 		d.T.Fatalf("ready-fd gave %q (%v)\n%s", b, err, p.Output())
 	}
 	return &slirp{p, exit}
