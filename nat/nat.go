@@ -51,13 +51,6 @@ func doneBit(m Manip) conntrack.Status {
 	return conntrack.DstNATDone
 }
 
-func changedBit(m Manip) conntrack.Status {
-	if m == Src {
-		return conntrack.SrcNAT
-	}
-	return conntrack.DstNAT
-}
-
 func dirOf(p *packet.Packet) conntrack.Dir {
 	if p.CtInfo.Reply() {
 		return conntrack.Reply
@@ -195,7 +188,7 @@ func (n *NAT) assign(w *conntrack.Worker, e *conntrack.Entry, idx uint32, cur, t
 			n.sources.add(e, idx)
 			e.SetLinked()
 		}
-		set |= changedBit(m)
+		set |= statusBit(m, conntrack.Original)
 	}
 	e.SetStatus(set)
 }
